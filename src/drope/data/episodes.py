@@ -15,7 +15,11 @@ import numpy as np
 from drope.data import needles as N
 
 # Share of blocks cut into that many equal episodes: short ones teach the lookup, full ones the distance.
-_EPISODES_PER_BLOCK = ((1, 0.5), (2, 0.3), (4, 0.2))
+_EPISODES_PER_BLOCK = ((1, 0.6), (2, 0.4))
+
+
+# What a token is for: prose and answers can be predicted; a needle's key and value are random.
+PROSE, NEEDLE, ANSWER = 0, 1, 2
 
 
 class Episodes:
@@ -36,56 +40,64 @@ class Episodes:
 
     def blocks(self, seed: int) -> Iterator[np.ndarray]:
         """Yield int32 arrays of shape (block,). The same seed gives the same stream."""
+        for ids, _ in self.annotated_blocks(seed):
+            yield ids
+
+    def annotated_blocks(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same stream with a kind per token, int8 of shape (block,): `PROSE`, `NEEDLE` or `ANSWER`."""
         rng = random.Random(seed)
         sizes, weights = zip(*_EPISODES_PER_BLOCK, strict=True)
         while True:
             n = rng.choices(sizes, weights)[0]
-            out: list[int] = []
+            tokens: list[tuple[int, int]] = []
             for _ in range(n):
-                out += self.episode(rng, self.block // n)
-            yield np.asarray(out, dtype=np.int32)
+                tokens += self.episode(rng, self.block // n)
+            ids, kinds = zip(*tokens, strict=True)
+            yield np.asarray(ids, dtype=np.int32), np.asarray(kinds, dtype=np.int8)
 
-    def episode(self, rng: random.Random, length: int) -> list[int]:
-        """One document of exactly `length` tokens, the final EOS included."""
+    def episode(self, rng: random.Random, length: int) -> list[tuple[int, int]]:
+        """One document of exactly `length` (token, kind) pairs, the final EOS included."""
         while True:
-            most = max(1, min(6, (length - 30) // 36))
-            n_pairs = min(rng.choice([1, 2, 3, 4, 4, 4, 5, 6]), most)
-            pairs = _pairs(rng, n_pairs)
-            needle_ids = self._encode([" " + N.NEEDLE.format(key=k, value=v) for k, v in pairs])
+            pairs = _pairs(rng, rng.choice([1, 2, 3, 4, 4, 4, 5, 6]))  # drawn again if they do not fit
+            needle_ids = self.encode([" " + N.NEEDLE.format(key=k, value=v) for k, v in pairs])
             rounds = self._rounds(rng, pairs, length - sum(map(len, needle_ids)) - 1)
             spare = length - 1 - sum(map(len, needle_ids)) - sum(map(len, rounds))
             if rounds and spare >= 0:
-                context = self._context(rng, needle_ids, spare)
-                return context + [t for r in rounds for t in r] + [self.eos]
+                context = self.context(rng, needle_ids, spare)
+                return context + [t for r in rounds for t in r] + [(self.eos, PROSE)]
 
-    def _rounds(self, rng: random.Random, pairs: list[tuple[str, str]], budget: int) -> list[list[int]]:
-        """Questions with answers while they fit; about half the time one only, as in the evaluation."""
+    def _rounds(self, rng: random.Random, pairs: list[tuple[str, str]], budget: int) -> list[list[tuple[int, int]]]:
+        """Different questions with answers while they fit; sometimes one only, as in the evaluation."""
         most = 1 if rng.random() < 0.3 else 8
-        texts = [_question(rng, pairs) for _ in range(most)]
-        rounds: list[list[int]] = []
-        for ids in self._encode(["\n" + t for t in texts]):
-            if len(ids) > budget * (1.0 if not rounds else 0.6):
+        asked = dict(_question(rng, pairs) for _ in range(most))  # a repeated question would only copy its answer
+        texts = [part for question in asked.items() for part in question]
+        encoded = self.encode(texts)
+        rounds: list[list[tuple[int, int]]] = []
+        for question, answer in zip(encoded[::2], encoded[1::2], strict=True):
+            size = len(question) + len(answer)
+            if size > budget * (1.0 if not rounds else 0.6):
                 break
-            budget -= len(ids)
-            rounds.append(ids)
+            budget -= size
+            rounds.append([(t, NEEDLE) for t in question] + [(t, ANSWER) for t in answer])
         return rounds
 
-    def _context(self, rng: random.Random, needle_ids: list[list[int]], spare: int) -> list[int]:
-        pieces: list[list[int]] = []
+    def context(self, rng: random.Random, needle_ids: list[list[int]], spare: int) -> list[tuple[int, int]]:
+        """`spare` tokens of running prose with the needles between its sentences, as (token, kind) pairs."""
+        pieces: list[list[tuple[int, int]]] = []
         at = rng.randrange(len(self.sentences))
         while spare > 0:
             ids = self.sentences[at % len(self.sentences)]
             ids = ids[-spare:]
             spare -= len(ids)
             at -= 1  # walk backwards: the cut sentence comes first, as in an excerpt
-            pieces.append(ids)
+            pieces.append([(t, PROSE) for t in ids])
         pieces.reverse()
         slots = sorted(rng.randrange(len(pieces) + 1) for _ in needle_ids)
         for slot, ids in reversed(list(zip(slots, needle_ids, strict=True))):
-            pieces.insert(slot, ids)
+            pieces.insert(slot, [(t, NEEDLE) for t in ids])
         return [t for piece in pieces for t in piece]
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
+    def encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
@@ -100,7 +112,7 @@ def _pairs(rng: random.Random, n: int) -> list[tuple[str, str]]:
     return list(zip(keys, values, strict=True))
 
 
-def _question(rng: random.Random, pairs: list[tuple[str, str]]) -> str:
+def _question(rng: random.Random, pairs: list[tuple[str, str]]) -> tuple[str, str]:
     by_key: dict[str, list[str]] = {}
     for key, value in pairs:
         by_key.setdefault(key, []).append(value)
@@ -108,9 +120,9 @@ def _question(rng: random.Random, pairs: list[tuple[str, str]]) -> str:
     single = [k for k, v in by_key.items() if len(v) == 1]
     if several and (not single or rng.random() < 0.5):
         key = rng.choice(several)
-        return f"{N.ASK_VALUES.format(keys=key)} {N.join_words(by_key[key])}."
+        return "\n" + N.ASK_VALUES.format(keys=key), f" {N.join_words(by_key[key])}."
     if len(single) >= 2 and rng.random() < 0.5:
         keys = rng.sample(single, 2)
-        return f"{N.ASK_KEYS.format(keys=N.join_words(keys))} {N.join_words([by_key[k][0] for k in keys])}."
+        return "\n" + N.ASK_KEYS.format(keys=N.join_words(keys)), f" {N.join_words([by_key[k][0] for k in keys])}."
     key = rng.choice(single)
-    return f"{N.ASK_KEY.format(keys=key)} {by_key[key][0]}."
+    return "\n" + N.ASK_KEY.format(keys=key), f" {by_key[key][0]}."

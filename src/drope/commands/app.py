@@ -1,0 +1,114 @@
+"""The root command, the way from an exception to an exit code, and nothing that imports torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+# In the order of the work. The module and its `app` have the subcommand's name.
+COMMANDS = {
+    "inspect": "Say what a model is, how it sees positions, and what an extension would take. Loads no weights.",
+    "convert": "Drop the rotary embeddings of a model and write it as a stock checkpoint. No training.",
+    "recalibrate": "Drop the rotary embeddings and train briefly at the original context, until the model is itself again.",
+    "temperature": "Fit the softmax temperature β for each target length on held-out text.",
+    "evaluate": "Measure one model: needles in haystacks, and perplexity by position.",
+    "compare": "Measure several models and methods on the same trials, and write a report.",
+    "extend": "All of it in order: drop, recalibrate, fit the temperature, measure, write checkpoint and report.",
+    "report": "Turn a results.json into one self-contained HTML page.",
+}
+
+EXAMPLES = """Examples:
+
+  # what it is, and what an extension takes
+  drope inspect bundled
+  # the whole pipeline on the model that ships with drope
+  drope extend bundled --data stdlib --tokens 2M --to 8x --out out/demo
+  # drop the positions only, and train elsewhere
+  drope convert org/model --to 32k --out out/nope
+  # settings from a file; flags win over it
+  drope extend --config recipe.yaml --tokens 5B
+
+Lengths: 16k is 16384, 8x is eight times the model's own context.
+Amounts of tokens: 500M, 5B. Each subcommand's --help has more examples."""
+
+
+def build() -> App:
+    """The cyclopts application, with every subcommand registered by its import path only."""
+    from cyclopts import App
+
+    from drope.commands.config import from_yaml
+
+    app = App(
+        name="drope",
+        help="Longer context for pretrained RoPE language models, by dropping their positional embeddings (DroPE).",
+        help_epilogue=EXAMPLES,
+        help_format="plaintext",
+        version=_version,
+        config=from_yaml,
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,
+        result_action="return_value",
+    )
+    for place, (name, summary) in enumerate(COMMANDS.items()):
+        app.command(f"drope.commands.{name}:app", name=name, help=summary, sort_key=place)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `drope` with `argv` (without the program's name) and return its exit code.
+
+    0: done. 1: an unexpected error. 2: bad input or an error that the user can mend. 130: interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        build()(arguments)
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        return _exit_code(error, verbose=not {"-v", "--verbose"}.isdisjoint(arguments))
+
+
+def _exit_code(error: BaseException, verbose: bool) -> int:
+    """Print `error` on stderr, in one paragraph and without a traceback unless `verbose`, and name its exit code."""
+    from cyclopts import CycloptsError
+
+    from drope.errors import DropeError, Interrupted
+
+    if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has gone: no fault of anyone's
+        sys.stderr.close()
+        return 0
+    if verbose and not isinstance(error, CycloptsError):
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt | Interrupted):
+        _say(str(error) or "Stopped.")
+        return 130
+    if isinstance(error, DropeError | CycloptsError):
+        _say(f"drope: {_paragraph(str(error))}")
+        return 2
+    _say(f"drope: unexpected {type(error).__name__}: {_paragraph(str(error))}")
+    if not verbose:
+        _say("Run the same command with -v for the traceback.")
+    return 1
+
+
+def _paragraph(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"drope {version('drope-llm')}"
+    except PackageNotFoundError:  # run from a source folder that was never installed
+        return "drope (not installed)"

@@ -1,0 +1,287 @@
+"""Tokenise once, pack into blocks of exactly the context, keep them memory-mapped, fix their order before training.
+
+Documents are joined with EOS between them and no BOS; attention crosses documents, as in the paper (method.md §3). What
+is cached depends on the source's content, the tokenizer and the context alone; the order is drawn anew from the seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from drope.data.sources import EpisodeSource, Mixture, Source, open_source
+from drope.errors import InputError
+from drope.files import fingerprint, new_folder, write_json
+from drope.progress import track
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_VERSION = 1  # raise when the packing itself changes, so that old caches are not taken
+_WHOLE = 64 << 20  # bytes: smaller texts are packed whole, larger ones as far as a run needs
+_HELDOUT_BLOCKS = 64
+_PIECE = 1 << 20  # characters tokenised at once
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Packed tokens in training order.
+
+    dataset : `datasets.Dataset` with the column `input_ids`, each row int of shape (context,); row i is sample i of the run
+    fingerprint : digest of content and order
+    epochs : times that the most repeated source is seen
+    """
+
+    dataset: Dataset
+    fingerprint: str
+    context: int
+    epochs: float
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all, repeats included."""
+        return len(self.dataset) * self.context
+
+
+def pack(
+    spec: str | Path | Source,
+    tokenizer: Any,
+    context: int,
+    *,
+    tokens: int | None = None,
+    cache_dir: str | Path | None = None,
+    seed: int = 0,
+    heldout: bool = False,
+    text_field: str = "text",
+) -> Blocks:
+    """Blocks of `context` tokens from `spec` (see `drope.data.sources`), in the order in which a run sees them.
+
+    Parameters
+    ----------
+    tokens : how many to return, rounded down to whole blocks; None: each block once. More than exist are repeated in
+        further epochs, each in a new order, with a warning.
+    cache_dir : where packed blocks are kept; by default `$DROPE_CACHE`, else `~/.cache/drope`
+    heldout : the blocks that training never sees (at most 64): the source's own held-out split where it has one, else its
+        first blocks, one in fifty
+
+    Raises
+    ------
+    InputError : the tokenizer has no EOS, the text is too short for one block, or the amount is missing or too small
+    """
+    source = spec if isinstance(spec, Source) else open_source(spec, text_field=text_field)
+    if tokenizer.eos_token_id is None:
+        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        raise InputError("tokenizer", name, "a tokenizer with an EOS token, which goes between documents")
+    if context < 2:
+        raise InputError("context", context, "at least 2 tokens")
+    wanted = None if tokens is None else tokens // context
+    if wanted == 0:
+        raise InputError("tokens", tokens, f"at least one block of {context} tokens")
+    packer = _Packer(tokenizer, context, Path(cache_dir) if cache_dir else default_cache(), seed, heldout)
+    parts = source.parts if isinstance(source, Mixture) else ((source, 1.0),)
+    if wanted is None:
+        wanted = packer.everything(parts)
+    counts = _shares([share for _, share in parts], wanted)
+    return packer.order([(packer.blocks(s, n), n, s) for (s, _), n in zip(parts, counts, strict=True) if n])
+
+
+def default_cache() -> Path:
+    """`$DROPE_CACHE`, else `$XDG_CACHE_HOME/drope`, else `~/.cache/drope`."""
+    if folder := os.environ.get("DROPE_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drope"
+
+
+@dataclass(frozen=True)
+class _Cached:
+    dataset: Dataset
+    key: str
+    ordered: bool  # generated blocks are random already
+
+
+@dataclass
+class _Packer:
+    tokenizer: Any
+    context: int
+    cache: Path
+    seed: int
+    heldout: bool
+
+    def everything(self, parts: tuple[tuple[Source, float], ...]) -> int:
+        """Blocks of a mixture that uses as much as there is without repeating any part."""
+        found = []
+        for source, share in parts:
+            if isinstance(source, EpisodeSource):
+                if len(parts) == 1 and not self.heldout:
+                    raise InputError("tokens", None, "an amount, as in --tokens 20M", "Episodes have no end.")
+                found.append(_HELDOUT_BLOCKS / share if self.heldout else float("inf"))
+            else:
+                found.append(len(self.blocks(source, None).dataset) / share)
+        return max(1, int(min(found) + 1e-6))
+
+    def blocks(self, source: Source, wanted: int | None) -> _Cached:
+        """The cached blocks of one source, made if they are not there: at least `wanted` where the source has them."""
+        if isinstance(source, EpisodeSource):
+            n = min(wanted or _HELDOUT_BLOCKS, _HELDOUT_BLOCKS) if self.heldout else wanted
+            assert n is not None
+            key = {"kind": "episodes", "blocks": n, "seed": self.seed, "heldout": self.heldout}
+            return self._cached(source, key, self._episodes(source, n), n)
+        own = source.heldout_documents() is not None
+        if self.heldout and own:
+            documents: Iterable[str] = source.heldout_documents() or ()
+            return self._cached(source, {"kind": "heldout"}, self._pack(documents), _HELDOUT_BLOCKS)
+        size = source.size()
+        target = None
+        if wanted is not None and (size is None or size > max(_WHOLE, 16 * wanted * self.context)):
+            # Doubling targets: a slightly longer run finds its cache, and a part is never the order of a longer part.
+            target = 1 << (wanted + (0 if own else _HELDOUT_BLOCKS) - 1).bit_length()
+        packed = self._cached(source, {"kind": "text", "target": target}, self._pack(source.documents()), target)
+        if own:
+            return packed
+        total = len(packed.dataset)
+        apart = min(_HELDOUT_BLOCKS, max(total // 50, 1 if total > 1 else 0))
+        if self.heldout and not apart:
+            raise InputError("data", source.spec, f"text of at least two blocks of {self.context} tokens, one to hold out")
+        rows = range(apart) if self.heldout else range(apart, total)
+        return _Cached(packed.dataset.select(rows), packed.key, False)
+
+    def order(self, parts: list[tuple[_Cached, int, Source]]) -> Blocks:
+        """Concatenate the parts and fix the order: per part one permutation an epoch, then the parts shuffled together."""
+        from datasets import concatenate_datasets
+
+        rng = np.random.default_rng(self.seed)
+        sequences, start, epochs = [], 0, 0.0
+        for cached, wanted, source in parts:
+            have = len(cached.dataset)
+            n = min(wanted, have) if self.heldout else wanted
+            epochs = max(epochs, n / have)
+            if n > have:
+                warnings.warn(
+                    f"{n * self.context:,} tokens of {source.spec} were asked for and it holds {have * self.context:,}: "
+                    f"each block is seen {n / have:.1f} times.",
+                    stacklevel=3,
+                )
+            epoch = np.arange(have) if cached.ordered else None
+            rows = [epoch if epoch is not None else rng.permutation(have) for _ in range(-(-n // have))]
+            sequences.append(start + np.concatenate(rows)[:n])
+            start += have
+        labels = np.repeat(np.arange(len(parts)), [len(s) for s in sequences])
+        if len(parts) > 1:
+            rng.shuffle(labels)
+        streams = [iter(s) for s in sequences]
+        indices = np.fromiter((next(streams[label]) for label in labels), dtype=np.int64, count=len(labels))
+        dataset = concatenate_datasets([cached.dataset for cached, _, _ in parts]).select(indices)
+        keys = [[cached.key, n] for cached, n, _ in parts]
+        digest = fingerprint({"parts": keys, "seed": self.seed, "heldout": self.heldout})
+        return Blocks(dataset.with_format("torch"), digest, self.context, epochs)
+
+    def _cached(self, source: Source, kind: dict[str, Any], rows: Iterator[np.ndarray], limit: int | None) -> _Cached:
+        from datasets import Dataset
+
+        identity = {"source": source.identity(), "tokenizer": self._tokenizer_digest, "context": self.context}
+        key = fingerprint({**identity, **kind, "version": _VERSION})
+        folder = self.cache / "blocks" / key
+        if not (folder / "blocks.json").exists():
+            try:
+                with new_folder(folder, field="cache_dir") as temporary:
+                    n = self._write(temporary / "blocks.arrow", itertools.islice(rows, limit), source.spec, limit)
+                    write_json(temporary / "blocks.json", {"spec": source.spec, "context": self.context, "blocks": n, **kind})
+            except (InputError, OSError):
+                if not (folder / "blocks.json").exists():  # else another process has just made the same
+                    raise
+        return _Cached(Dataset.from_file(str(folder / "blocks.arrow")), key, kind["kind"] == "episodes")
+
+    def _write(self, path: Path, rows: Iterator[np.ndarray], spec: str, limit: int | None) -> int:
+        """Stream rows (context,) into an Arrow file; the number of rows."""
+        import pyarrow as pa
+
+        kind = pa.list_(pa.int32(), self.context)
+        schema = pa.schema([("input_ids", kind)])
+        count = 0
+        total = limit * self.context if limit else None
+        with pa.ipc.new_stream(str(path), schema) as out, track(f"Packing {spec}", total, "tokens") as bar:
+            while chunk := list(itertools.islice(rows, 256)):
+                flat = pa.array(np.concatenate(chunk), pa.int32())
+                out.write_batch(pa.record_batch([pa.FixedSizeListArray.from_arrays(flat, type=kind)], schema=schema))
+                count += len(chunk)
+                bar.advance(len(chunk) * self.context)
+        if not count:
+            raise InputError("data", spec, f"text of at least one block of {self.context} tokens", "Give more text.")
+        return count
+
+    def _episodes(self, source: EpisodeSource, n: int) -> Iterator[np.ndarray]:
+        from drope.data.episodes import Episodes
+
+        # Negative seeds belong to the held-out stream; its prose is other prose as well.
+        episodes = Episodes(self.tokenizer, source.sentences(self.heldout), self.context)
+        yield from itertools.islice(episodes.blocks(-1 - self.seed if self.heldout else self.seed), n)
+
+    def _pack(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
+        """Rows of exactly `context` tokens; what is left at the very end is dropped."""
+        rest = np.empty(0, dtype=np.int32)
+        for ids in self._tokenise(documents):
+            rest = np.concatenate([rest, ids])
+            whole = len(rest) // self.context * self.context
+            yield from rest[:whole].reshape(-1, self.context)
+            rest = rest[whole:]
+
+    def _tokenise(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
+        # Fast tokenizers run a batch on all cores by themselves; worker processes on top were no gain.
+        for batch in _batches(_pieces(documents)):
+            encoded = self.tokenizer([text for text, _ in batch], add_special_tokens=False, verbose=False)["input_ids"]
+            ids: list[int] = []
+            for row, (_, ends) in zip(encoded, batch, strict=True):
+                ids += row
+                if ends:
+                    ids.append(self.tokenizer.eos_token_id)
+            yield np.asarray(ids, dtype=np.int32)
+
+    @cached_property
+    def _tokenizer_digest(self) -> str:
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        content = fast.to_str() if fast is not None else sorted(self.tokenizer.get_vocab().items())
+        return fingerprint([content, self.tokenizer.eos_token_id])
+
+
+def _pieces(documents: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """(text, whether its document ends here): books are cut at line ends, so that memory stays flat."""
+    for text in documents:
+        while len(text) > _PIECE:
+            cut = text.rfind("\n", 0, _PIECE) + 1 or _PIECE
+            yield text[:cut], False
+            text = text[cut:]
+        if text.strip():
+            yield text, True
+
+
+def _batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+    batch: list[tuple[str, bool]] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece[0])
+        if size >= _PIECE or len(batch) >= 1000:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _shares(shares: list[float], total: int) -> list[int]:
+    """Whole numbers that add up to `total`, nearest to the shares (largest remainders)."""
+    exact = [share * total for share in shares]
+    counts = [int(e + 1e-9) for e in exact]
+    for i in sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])[: total - sum(counts)]:
+        counts[i] += 1
+    return counts

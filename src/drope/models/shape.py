@@ -1,0 +1,91 @@
+"""The rotary geometry of a model, read from its configuration alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from drope.errors import UnsupportedModelError
+from drope.models.support import check_supported, family
+from drope.positions import RopeShape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_STOPPED = 1e15  # a factor that divides every frequency by this much leaves no rotation (drope writes 1e20)
+
+
+def rope_shape(config: PreTrainedConfig) -> RopeShape:
+    """θ, rotated width in channels and trained context C_train in tokens.
+
+    C_train is `original_max_position_embeddings` where the configuration scales its own rotation (or was written by
+    drope), and `max_position_embeddings` otherwise. Where layer types have rotations of their own, the shape is that
+    of the global attention.
+
+    Raises
+    ------
+    UnsupportedModelError : the family has no rotation, by name and with the reason
+    """
+    check_supported(config)
+    text = config.get_text_config(decoder=True)
+    parameters = rope_parameters(text)
+    if parameters is None or not parameters.get("rope_theta"):
+        raise UnsupportedModelError(
+            f"{family(config)} cannot be converted: its configuration has no rotary base (rope_parameters.rope_theta)."
+        )
+    context = text.max_position_embeddings
+    if parameters.get("rope_type", "default") != "default":
+        own = parameters.get("original_max_position_embeddings")
+        context = own or getattr(text, "original_max_position_embeddings", None) or context
+    width = _head_width(text)
+    rotated = int(width * float(parameters.get("partial_rotary_factor") or 1.0))
+    return RopeShape(theta=float(parameters["rope_theta"]), head_dim=rotated, context=int(context))
+
+
+def rope_parameters(config: PreTrainedConfig) -> dict[str, Any] | None:
+    """The (global) `rope_parameters` of a text configuration as one flat dict; None where there are none."""
+    text = config.get_text_config(decoder=True)
+    parameters = getattr(text, "rope_parameters", None)
+    if not parameters:
+        return None
+    nested = layer_type_keys(text)
+    if nested:
+        chosen = [parameters[key] for key in ("full_attention", *nested) if parameters.get(key)]
+        return dict(chosen[0]) if chosen else None
+    return dict(parameters)
+
+
+def layer_type_keys(config: PreTrainedConfig) -> list[str]:
+    """The layer types that a configuration nests its `rope_parameters` under (Gemma 3 and others), or []."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return [key for key, value in parameters.items() if isinstance(value, dict) and "rope_type" in value]
+
+
+def stops_rotation(config: PreTrainedConfig) -> bool:
+    """Whether a configuration already says "no rotation", as those that drope writes do."""
+    text = config.get_text_config(decoder=True)
+    layers = getattr(text, "no_rope_layers", None)
+    if layers and not any(layers):  # 1 = rotate, 0 = do not (SmolLM3, Llama 4)
+        return True
+    parameters = getattr(text, "rope_parameters", None)
+    if not parameters:
+        return False
+    flat = [parameters[key] for key in layer_type_keys(text)] or [parameters]
+    return all(_stopped(p) for p in flat)
+
+
+def _stopped(parameters: dict[str, Any]) -> bool:
+    if float(parameters.get("factor") or 1.0) < _STOPPED:
+        return False
+    kind = parameters.get("rope_type")
+    if kind == "llama3":  # only wavelengths above original / low_freq_factor are divided; the shortest is 2π
+        return parameters["original_max_position_embeddings"] / parameters["low_freq_factor"] < 6.28
+    return kind == "linear"
+
+
+def _head_width(config: PreTrainedConfig) -> int:
+    """Channels of a head that its rotary module is built for."""
+    latent = getattr(config, "qk_rope_head_dim", None)  # DeepSeek: only this part of a head is rotated
+    if latent:
+        return int(latent)
+    width = getattr(config, "global_head_dim", None) or getattr(config, "head_dim", None)
+    return int(width or config.hidden_size // config.num_attention_heads)

@@ -1,0 +1,75 @@
+"""How each positional method and each task is named, drawn and explained in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from drope.results import Results
+
+
+@dataclass(frozen=True)
+class Style:
+    """One method in every figure. `slot` names its colour in the style sheet, so no user input reaches a class name.
+
+    kind: `drope`, `scaling` (RoPE stretched at inference), `rope`, `control` (RoPE trained on the same tokens),
+    `nope` (rotation removed, nothing trained) or `other`.
+    """
+
+    name: str
+    label: str
+    kind: str
+    slot: str
+    marker: str
+    dash: str = ""
+    about: str = ""
+
+
+_KNOWN = [
+    Style("drope", "DroPE", "drope", "drope", "circle", "",
+          "rotation dropped, the model recalibrated briefly at its original context, softmax temperature fitted"),
+    Style("yarn", "YaRN", "scaling", "yarn", "square", "",
+          "RoPE with low frequencies interpolated, high ones kept, and a logit scale; no training"),
+    Style("ntk", "NTK", "scaling", "ntk", "triangle", "",
+          "RoPE with a larger base, which stretches low frequencies most; no training"),
+    Style("dynamic_ntk", "Dynamic NTK", "scaling", "dynamic", "diamond", "7 2",
+          "NTK with the base chosen for the length at hand; no training"),
+    Style("pi", "PI", "scaling", "pi", "down", "5 3",
+          "position interpolation: all positions divided by the factor; no training"),
+    Style("control", "RoPE control", "control", "control", "plus", "2 3",
+          "RoPE kept and trained on the same tokens as DroPE: what the training alone is worth"),
+    Style("rope", "RoPE", "rope", "rope", "cross", "",
+          "the original model, unchanged"),
+    Style("nope", "NoPE, untrained", "nope", "nope", "ring", "1 3",
+          "rotation dropped and nothing trained: where recalibration starts"),
+]  # fmt: skip
+_EXTRA = [("x0", "square", "9 3"), ("x1", "triangle", "4 2"), ("x2", "diamond", "6 2 1 2"), ("x3", "down", "2 2")]
+
+TASKS = {
+    "single": ("One needle", "one key and its value hidden in the text; the mean over a grid of depths"),
+    "multi_query": ("Multi-query", "four keys hidden; the values of two are asked for at once"),
+    "multi_key": ("Multi-key", "four keys hidden; the value of one is asked for"),
+    "multi_value": ("Multi-value", "one key hidden with four values; all are asked for"),
+}
+METRICS = {"success": "success", "loss": "loss, nats per token", "perplexity": "perplexity"}
+
+
+def task_label(task: str) -> str:
+    """A task's name for people; unknown tasks keep their own."""
+    return TASKS[task][0] if task in TASKS else task.replace("_", " ")
+
+
+def styles(results: Results, only: Iterable[str] | None = None) -> dict[str, Style]:
+    """The styles of all methods in `results` (or of `only` those), in the order of every legend and table."""
+    seen = [m.method for m in results.measurements] + [str(row["run"]) for row in results.recovery if "run" in row]
+    present = dict.fromkeys(seen)
+    known = [style for style in _KNOWN if style.name in present]
+    names = {style.name for style in known}
+    unknown = [name for name in present if name not in names]
+    for i, name in enumerate(unknown):
+        slot, marker, dash = _EXTRA[i % len(_EXTRA)]
+        known.append(Style(name, name, "other", slot, marker, dash))
+    if only is not None:
+        wanted = set(only)
+        known = [style for style in known if style.name in wanted]
+    return {style.name: replace(style) for style in known}
