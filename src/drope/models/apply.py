@@ -23,7 +23,7 @@ def apply(model: PreTrainedModel, method: Method, length: int) -> Iterator[PreTr
     """Run a model under a positional method: `with apply(model, Yarn(), 1024): ...`.
 
     The rotary modules are exchanged for ones that are built for the method and put back on exit, also after an
-    exception: the model is then exactly as before, dropped or not. A method that rotates does so on a dropped model too.
+    exception: the model is then exactly as before, dropped or not. A method that rotates also does so on a dropped model.
 
     Parameters
     ----------
@@ -43,8 +43,8 @@ def apply(model: PreTrainedModel, method: Method, length: int) -> Iterator[PreTr
     places = [
         (parent, name, child)
         for parent in model.modules()
-        for name, child in parent.named_children()
-        if exchange.get(child) is not None
+        for name, child in parent._modules.items()  # named_children would skip a module that is held twice
+        if child is not None and exchange.get(child) is not None
     ]
     scale = logit_scale(model) if requirements.logit_scale != 1 else None
     try:

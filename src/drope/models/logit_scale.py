@@ -13,7 +13,7 @@ from drope.models.support import family
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_MEMORY = "_drope_scaling"  # the module's own scaling, kept on the module
+_MEMORY = "_drope_scaling"  # on a changed module: its own scaling and β
 _NO_SOFTMAX = ("Lightning", "Linear", "DeltaNet", "Mamba", "ShortConv", "Recurrent")
 _OTHER_TOWERS = ("vision", "visual", "audio", "speech", "image")
 
@@ -33,7 +33,8 @@ def attention_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
         and not any(word in type(module).__name__ for word in _NO_SOFTMAX)
         and not any(tower in name for tower in _OTHER_TOWERS)
     }
-    without = sorted({type(m).__name__ for m in found.values() if not isinstance(getattr(m, "scaling", None), float | int)})
+    numbers = (float, int)
+    without = sorted({type(m).__name__ for m in found.values() if not isinstance(getattr(m, "scaling", None), numbers)})
     if without or not found:
         what = f"{', '.join(without)} has" if without else "its attention layers have"
         raise UnsupportedModelError(
@@ -55,18 +56,12 @@ def set_logit_scale(model: PreTrainedModel, beta: float) -> None:
     if not (math.isfinite(beta) and beta > 0):
         raise InputError("beta", beta, "a finite number above 0")
     for module in attention_modules(model).values():
-        own = getattr(module, _MEMORY, module.scaling)
-        if beta == 1:
-            module.scaling = own
-            if hasattr(module, _MEMORY):
-                delattr(module, _MEMORY)
-        else:
-            setattr(module, _MEMORY, own)
-            module.scaling = own * beta  # type: ignore[operator]
+        own, _ = getattr(module, _MEMORY, (module.scaling, 1.0))
+        setattr(module, "scaling", own if beta == 1 else own * beta)  # noqa: B010  a plain number, which stubs deny
+        setattr(module, _MEMORY, (own, float(beta)))
 
 
 def logit_scale(model: PreTrainedModel) -> float:
     """The β that is set now; 1.0 where none was."""
     module = next(iter(attention_modules(model).values()))
-    own = getattr(module, _MEMORY, None)
-    return 1.0 if own is None else float(module.scaling) / float(own)  # type: ignore[arg-type]
+    return getattr(module, _MEMORY, (None, 1.0))[1]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from drope.errors import DropeError, UnsupportedModelError
-from drope.models.rotary import frequency_names, rotary_modules
+from drope.models.rotary import frequencies, rotary_modules
 from drope.models.shape import layer_type_keys
 from drope.positions import Method, RopeShape
 from drope.positions.frequencies import inverse_frequencies
@@ -52,12 +52,13 @@ def rebuild(module: nn.Module, parameters: dict[str, Any], **settings: Any) -> n
     changed.rope_parameters = copy.deepcopy(parameters)
     for name, value in settings.items():
         setattr(changed, name, value)
-    device = module._buffers[frequency_names(module)[0]].device  # type: ignore[union-attr]
+    device = next(iter(frequencies(module).values())).device
     try:
         with torch.device("cpu"):  # even where the model was laid out on the meta device
             new = kind(config=changed)
     except (KeyError, ValueError, TypeError) as error:
-        raise UnsupportedModelError(f"{kind.__name__} does not carry out rope_parameters {parameters}: {error}.") from error
+        message = f"{kind.__name__} does not carry out rope_parameters {parameters}: {error}."
+        raise UnsupportedModelError(message) from error
     return new.to("cpu" if device.type == "meta" else device).train(module.training)
 
 
@@ -75,18 +76,19 @@ def method_parameters(config: PreTrainedConfig, parameters: dict[str, Any]) -> d
     return own
 
 
-def rebuild_for(module: nn.Module, parameters: dict[str, Any], shape: RopeShape, method: Method, length: int) -> nn.Module:
+def rebuild_for(
+    module: nn.Module, parameters: dict[str, Any], shape: RopeShape, method: Method, length: int
+) -> nn.Module:
     """The rotary module that a RoPE-scaling method asks for; checked against the method's own frequencies."""
-    config = module.config
+    config: Any = getattr(module, "config", None)
     settings: dict[str, Any] = {}
     if parameters["rope_type"] == "dynamic":
         settings["max_position_embeddings"] = shape.context  # stock dynamic NTK grows the base from this length on
     if hasattr(config, "original_max_position_embeddings"):
         settings["original_max_position_embeddings"] = shape.context
     new = rebuild(module, method_parameters(config, parameters), **settings)
-    names = frequency_names(new)
-    name = "full_attention_inv_freq" if "full_attention_inv_freq" in names else names[0]
-    made = new._buffers[name].double().cpu()  # type: ignore[union-attr]
+    buffers = frequencies(new)
+    made = buffers.get("full_attention_inv_freq", next(iter(buffers.values()))).double().cpu()
     expected = inverse_frequencies(shape)
     if parameters["rope_type"] != "dynamic":  # which starts from plain RoPE and follows the input
         expected = expected * method.scaling(shape, length)
@@ -99,7 +101,7 @@ def rebuild_for(module: nn.Module, parameters: dict[str, Any], shape: RopeShape,
 
 
 def give_rotation_back(model: PreTrainedModel, source: str | None = None) -> None:
-    """Give a checkpoint that drope wrote the rotation that its `drope.json` records, in its modules and configuration."""
+    """Give a checkpoint that drope wrote the rotation that its `drope.json` records: its modules and configuration."""
     recorded = recorded_rotation(model, source)
     for module in rotary_modules(model).values():
         new = rebuild(module, recorded)

@@ -1,8 +1,8 @@
 """Finding a model's rotary modules and stopping, scaling and restarting their rotation.
 
-A rotary module is one that owns a buffer named `inv_freq` (or `…_inv_freq`, one per layer type). All that is changed are
-these buffers and the plain attributes that steer them; what was there is kept on the module itself, so undoing is exact and
-no other model is touched.
+A rotary module is one that owns a buffer named `inv_freq` (or `…_inv_freq`, one per layer type). All that is changed
+are these buffers and the plain attributes that steer them; what was there is kept on the module itself, so undoing is
+exact and no other model is touched.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def rotary_modules(model: nn.Module) -> dict[str, nn.Module]:
     found = {
         name: module
         for name, module in model.named_modules()
-        if frequency_names(module) and not any(tower in name for tower in _OTHER_TOWERS)
+        if frequencies(module) and not any(tower in name for tower in _OTHER_TOWERS)
     }
     if not found:
         name = f"{type(model).__name__} ({getattr(config, 'model_type', 'unknown type')})"
@@ -59,10 +59,9 @@ def rotary_modules(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def frequency_names(module: nn.Module) -> list[str]:
-    """Names of a module's own frequency buffers, the untouched copies that stock modules keep left out."""
-    names = [name for name, buffer in module._buffers.items() if name.endswith("inv_freq") and buffer is not None]
-    return [name for name in names if not name.endswith("original_inv_freq")]
+def frequencies(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's own frequency buffers by name; the untouched copies that stock modules keep are left out."""
+    return {name: buffer for name, buffer in _buffers(module).items() if not name.endswith("original_inv_freq")}
 
 
 def drop(model: PreTrainedModel) -> PreTrainedModel:
@@ -93,7 +92,7 @@ def scale_frequencies(model: PreTrainedModel, factors: torch.Tensor | float) -> 
     for module in rotary_modules(model).values():
         original = _remember(module)
         _freeze(module)
-        for name in frequency_names(module):
+        for name in frequencies(module):
             own = original.buffers[name]
             scale = torch.as_tensor(factors, dtype=own.dtype, device=own.device)
             if scale.dim() and scale.shape != own.shape:
@@ -149,15 +148,15 @@ def is_still(module: nn.Module) -> bool:
     kinds = list(kinds.values()) if isinstance(kinds, dict) else [kinds]
     if any("dynamic" in kind or kind == "longrope" for kind in kinds):
         return False
-    return all(module._buffers[name].abs().max().item() <= _STILL for name in frequency_names(module))
+    return all(buffer.abs().max().item() <= _STILL for buffer in frequencies(module).values())
 
 
 def stop(module: nn.Module) -> None:
     """Stop one rotary module."""
     _remember(module)
     _freeze(module)
-    for name in frequency_names(module):
-        _write(module, name, torch.zeros_like(module._buffers[name]))
+    for name, buffer in frequencies(module).items():
+        _write(module, name, torch.zeros_like(buffer))
     for name in _scaling_names(module):
         setattr(module, name, 1.0)
 
@@ -185,7 +184,7 @@ def _remember(module: nn.Module) -> _Original:
     """Keep what a module is, once."""
     original: _Original | None = getattr(module, _MEMORY, None)
     if original is None:
-        buffers = {k: v.detach().clone() for k, v in module._buffers.items() if v is not None and k.endswith("inv_freq")}
+        buffers = {name: buffer.detach().clone() for name, buffer in _buffers(module).items()}
         attributes = {name: copy.copy(getattr(module, name)) for name in _steering_names(module)}
         original = _Original(buffers, attributes)
         setattr(module, _MEMORY, original)
@@ -195,10 +194,13 @@ def _remember(module: nn.Module) -> _Original:
 def _freeze(module: nn.Module) -> None:
     """Keep a module from recomputing its frequencies as inputs grow (dynamic NTK, LongRoPE)."""
     kinds = getattr(module, "rope_type", None)
-    if isinstance(kinds, dict):
-        module.rope_type = dict.fromkeys(kinds, "default")
-    elif kinds is not None:
-        module.rope_type = "default"
+    if kinds is not None:
+        setattr(module, "rope_type", dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default")  # noqa: B010
+
+
+def _buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    """All frequency buffers of a module, the untouched copies included."""
+    return {k: v for k, v in module._buffers.items() if v is not None and k.endswith("inv_freq")}
 
 
 def _write(module: nn.Module, name: str, value: torch.Tensor) -> None:

@@ -79,7 +79,7 @@ def _stopped(parameters: dict[str, Any]) -> bool:
     kind = parameters.get("rope_type")
     if kind == "llama3":  # only wavelengths above original / low_freq_factor are divided; the shortest is 2π
         return parameters["original_max_position_embeddings"] / parameters["low_freq_factor"] < 6.28
-    return kind == "linear"
+    return kind in ("linear", "proportional")
 
 
 def _head_width(config: PreTrainedConfig) -> int:
