@@ -96,7 +96,7 @@ def config_json(config: PretrainedConfig) -> dict[str, Any]:
     target["rope_theta"] = flat["rope_theta"]
     target["rope_scaling"] = {k: v for k, v in flat.items() if k != "rope_theta"}
     try:
-        read = type(config).from_dict(copy.deepcopy(added)).get_text_config(decoder=True)
+        read = type(config).from_dict(_decoded(copy.deepcopy(added))).get_text_config(decoder=True)
         return added if read.rope_parameters == parameters else plain
     except Exception:  # noqa: BLE001
         return plain
@@ -168,9 +168,16 @@ def _with_rope(config: PretrainedConfig, parameters: dict[str, Any], spec: _Spec
     return new
 
 
+def _decoded(value: Any) -> Any:
+    """JSON as transformers reads it: `{"__float__": "Infinity"}` is a number."""
+    if isinstance(value, dict):
+        return float(value["__float__"]) if set(value) == {"__float__"} else {k: _decoded(v) for k, v in value.items()}
+    return [_decoded(v) for v in value] if isinstance(value, list) else value
+
+
 def _read_back(config: PretrainedConfig) -> PretrainedConfig:
     """What transformers makes of the written config.json; raises where that is not what was meant."""
-    read = type(config).from_dict(config_json(config))
+    read = type(config).from_dict(_decoded(config_json(config)))
     if read.get_text_config(decoder=True).rope_parameters != config.get_text_config(decoder=True).rope_parameters:
         raise VerificationError(f"{config.model_type!r} rewrites its rope_parameters on reading")
     return read
@@ -195,7 +202,7 @@ class _Reference:
         """Check a candidate on the small model; returns the logit factor that only the source's rope type applied."""
         import torch
 
-        from drope.models.apply import set_logit_scale
+        from drope.models.logit_scale import set_logit_scale
         from drope.models.checks import verify
 
         small = _read_back(_with_rope(self.config, parameters, spec))
@@ -216,8 +223,18 @@ class _Reference:
 
 
 def softmax_scalings(model: PreTrainedModel) -> dict[str, float]:
-    """The factor on q·k of each attention module, by module name."""
-    return {n: float(m.scaling) for n, m in model.named_modules() if isinstance(getattr(m, "scaling", None), float)}
+    """Each softmax attention module's own factor on q·k, by module name; a set temperature is not in it.
+
+    Empty where the family keeps it out of reach (Falcon).
+    """
+    from drope.models.logit_scale import attention_modules, logit_scale
+
+    try:
+        modules = attention_modules(model)
+    except UnsupportedModelError:
+        return {}
+    beta = logit_scale(model)
+    return {name: float(module.scaling) / beta for name, module in modules.items()}  # type: ignore[arg-type]
 
 
 def _logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:

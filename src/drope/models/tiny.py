@@ -70,7 +70,7 @@ def tiny_model(config: PretrainedConfig, *, seed: int = 0) -> PreTrainedModel:
         except Exception as error:  # noqa: BLE001  whatever a config class objects to
             reasons.append(f"{type(error).__name__}: {error}")
     raise UnsupportedModelError(
-        f"No small model of type {config.model_type!r} could be built to prove the conversion on ({reasons[0]})."
+        f"No small model of type {config.model_type!r} could be built to prove the conversion on ({'; '.join(dict.fromkeys(reasons))})."
     )
 
 

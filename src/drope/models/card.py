@@ -1,0 +1,96 @@
+"""The model card of a converted checkpoint: README.md with the front matter that model hubs read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from drope.quantities import format_count, format_tokens
+
+
+def model_card(provenance: Mapping[str, Any], card: Mapping[str, Any] | None = None) -> str:
+    """Markdown for README.md.
+
+    Parameters
+    ----------
+    provenance : the contents of drope.json
+    card : optional `title`, `license`, `language`, `tags`, `notes` (Markdown), and `numbers`: rows of measurements,
+        mappings with the same keys, shown as a table
+    """
+    card = dict(card or {})
+    source, original = provenance.get("source"), provenance["original"]
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if isinstance(source, str) and _hub_id(source):
+        front["base_model"] = source
+    front["tags"] = ["drope", "long-context", *card.get("tags", [])]
+    front |= {key: card[key] for key in ("license", "language") if card.get(key)}
+    target, context = provenance["target_length"], provenance["context"]
+    title = card.get("title") or f"{str(source or 'model').rstrip('/').split('/')[-1]}, without positions, {format_count(target)}"
+    lines = ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {title}", ""]
+    lines += [_summary(provenance), ""]
+    lines += ["## Use", "", _USE, ""]
+    if rows := card.get("numbers"):
+        lines += ["## Numbers", "", _table(rows), ""]
+    lines += ["## How it was made", "", _table(_facts(provenance, original, context)), ""]
+    if notes := card.get("notes"):
+        lines += ["## Notes", "", str(notes).strip(), ""]
+    return "\n".join(lines)
+
+
+_USE = """An ordinary checkpoint: no custom code, any engine that reads its config.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER_OR_ID")
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER_OR_ID")
+```
+
+The config says "no rotation" through its `rope_parameters`; changing them puts a rotation back that these weights do not want."""
+
+
+def _summary(provenance: Mapping[str, Any]) -> str:
+    context, target = provenance["context"], provenance["target_length"]
+    text = (
+        f"The rotary position embeddings of the original model (trained at {context:,} tokens) are dropped from every layer, "
+        "as in [DroPE](https://arxiv.org/abs/2512.12167); order is carried by the causal mask alone. "
+    )
+    if tokens := provenance.get("tokens"):
+        text += f"It was recalibrated on {format_tokens(tokens)} tokens at that context. "
+    else:
+        text += "**It has not been recalibrated: it needs training before it is of use.** "
+    beta = provenance["temperature"]["beta"]
+    text += f"Meant for inputs of up to {target:,} tokens"
+    text += f", with the softmax temperature β = {beta:.4g} folded into the weights." if beta != 1 else "."
+    return text
+
+
+def _facts(provenance: Mapping[str, Any], original: Mapping[str, Any], context: int) -> list[dict[str, Any]]:
+    facts = {
+        "source": provenance.get("source") or "not recorded",
+        "method": provenance.get("method") or "drope",
+        "recalibration": f"{provenance['tokens']:,} tokens" if provenance.get("tokens") else "none",
+        "data": provenance.get("data") or "",
+        "trained context": f"{context:,} tokens",
+        "original rotation": original.get("rope_parameters") or "",
+        "encoding": f"rope type {provenance['encoding']}",
+        "versions": ", ".join(f"{k} {v}" for k, v in provenance["versions"].items()),
+    }
+    return [{"what": key, "value": value} for key, value in facts.items() if value]
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    body = [[_cell(row.get(key, "")) for key in keys] for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [keys, ["---"] * len(keys), *body])
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _hub_id(source: str) -> bool:
+    return source.count("/") == 1 and not source.startswith((".", "/", "~"))

@@ -1,0 +1,165 @@
+"""Dropping positions without loading weights: the files are linked or copied and the config says "no rotation"."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drope.errors import DropeError, InputError, UnsupportedModelError, VerificationError
+from drope.files import new_folder, write_json, write_text
+from drope.models.card import model_card
+from drope.models.encoding import encode
+from drope.models.files import check_safetensors, weight_files
+from drope.models.save import raise_tokenizer_limit, sidecar
+
+_KEPT = {".json", ".txt", ".model", ".jinja", ".md", ".tiktoken", ".vocab", ".merges"}
+_LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+_REWRITTEN = {"config.json", "drope.json", "README.md"}
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *(f"*{suffix}" for suffix in sorted(_KEPT)), *_LEGAL]
+_LARGEST_SIDE_FILE = 200 * 1024**2  # bytes; tokenizers stay far below
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    target_length: int,
+    overwrite: bool = False,
+    link: bool = True,
+    provenance: Mapping[str, Any] | None = None,
+    encoding: str | None = None,
+    revision: str | None = None,
+) -> Path:
+    """Write a checkpoint of `source` without rotation to `out`, whatever its size, with no weights in memory.
+
+    The safetensors files are checked against their headers and the index, then hard-linked (`link`; copied where the
+    file system cannot, or with `link=False`). Config and tokenizer limit are rewritten; tokenizer, generation config and
+    licence come along. The config is proven on a small random model of the same class (`drope.models.encoding`).
+
+    The result has not been recalibrated: it is where training starts, not a model to use.
+
+    Parameters
+    ----------
+    source : hub id, folder, or `bundled`
+    target_length : tokens, above the trained context
+    provenance, encoding : as for `drope.models.save`
+
+    Raises
+    ------
+    InputError : `out` exists, the target is too short, a weight file is missing, truncated or damaged, not safetensors
+    UnsupportedModelError : no rotation to drop, or no encoding for the family
+    DropeError : the disk has no room
+    """
+    from transformers import AutoConfig
+
+    from drope.models.shape import rope_shape
+
+    _refuse_gguf(source)
+    out = Path(out)
+    if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError("--out", str(out), "a folder that does not exist yet", "Choose another, or pass --overwrite.")
+    from drope.models.load import load_config
+
+    config = load_config(source, revision=revision)
+    encoded = encode(config, target_length, prefer=encoding)
+    if encoded.fold != 1.0:
+        raise UnsupportedModelError(
+            f"{config.model_type!r}: its rope type scales attention logits by {encoded.fold:.4g}, which only the weights can "
+            "take over. Load the model, drop it and save it: `save` folds that factor in."
+        )
+    folder = _folder(source, revision)
+    if folder.resolve() == out.resolve():
+        raise InputError("--out", str(out), "a folder other than the source's")
+    weights = weight_files(folder)
+    for file in weights:
+        check_safetensors(file)
+    earlier = _earlier(folder)
+    beta = float((earlier.get("temperature") or {}).get("beta", 1.0))
+    name = earlier.get("source") or (Path(source).expanduser().name if Path(source).expanduser().exists() else str(source))
+    record = sidecar(
+        {"source": name} | earlier | dict(provenance or {}), original=config, encoded=encoded,
+        context=rope_shape(config).context, target_length=target_length, beta=beta,
+    )  # fmt: skip
+    with new_folder(out, overwrite) as temporary:
+        for file in weights:
+            _place(file, temporary / file.name, link)
+        for file in _side_files(folder):
+            name = "README.source.md" if file.name == "README.md" else file.name
+            if file.name == "README.md" and earlier or file.name in _REWRITTEN - {"README.md"}:
+                continue  # the card of an earlier conversion is written anew
+            shutil.copyfile(file, temporary / name)
+        plain = encoded.to_json()
+        plain.pop("auto_map", None)  # points to code that does not come along, and is not needed
+        write_json(temporary / "config.json", plain)
+        raise_tokenizer_limit(temporary, target_length)
+        write_json(temporary / "drope.json", record)
+        write_text(temporary / "README.md", model_card(record))
+        read = AutoConfig.from_pretrained(temporary)
+        expected = encoded.config.get_text_config(decoder=True)
+        if read.get_text_config(decoder=True).rope_parameters != expected.rope_parameters:
+            raise VerificationError(f"The written config of {config.model_type!r} does not read back as meant.")
+    return out
+
+
+def _refuse_gguf(source: str | Path) -> None:
+    path = Path(source).expanduser()
+    if path.suffix.lower() == ".gguf" or (path.is_dir() and not any(path.glob("*.safetensors")) and any(path.glob("*.gguf"))):
+        raise InputError(
+            "model", str(source), "a hub id or a folder with safetensors files",
+            "GGUF weights have to be unpacked first: load the file and save it "
+            "(`drope convert` does so with --qk-norm; in Python: drope.load, drope.drop, drope.save).",
+        )  # fmt: skip
+
+
+def _folder(source: str | Path, revision: str | None) -> Path:
+    from drope.models.load import bundled_folder
+
+    if str(source) == "bundled":
+        return bundled_folder()
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=_HUB_FILES))
+    except OSError as error:
+        raise DropeError(f"{source} could not be fetched: {error}") from error
+
+
+def _earlier(folder: Path) -> dict[str, Any]:
+    """What the drope.json of a source that is itself a conversion says, less what is decided anew."""
+    path = folder / "drope.json"
+    if not path.is_file():
+        return {}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return {k: v for k, v in record.items() if k not in ("schema", "versions", "encoding", "context", "target_length")}
+
+
+def _side_files(folder: Path) -> list[Path]:
+    files = [f for f in sorted(folder.iterdir()) if f.is_file() and not f.name.startswith(".")]
+    return [
+        f
+        for f in files
+        if (f.suffix in _KEPT or f.name.upper().startswith(_LEGAL)) and f.stat().st_size <= _LARGEST_SIDE_FILE
+    ]
+
+
+def _place(file: Path, target: Path, link: bool) -> None:
+    if link:
+        try:
+            os.link(file.resolve(), target)
+            return
+        except OSError:  # another file system, or one without hard links
+            pass
+    needed, free = file.stat().st_size, shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise DropeError(
+            f"There is no room to copy {file.name}: {needed:,} bytes needed, {free:,} free. "
+            "Choose a folder on the source's file system, where files are linked, or free space."
+        )
+    shutil.copyfile(file, target)
