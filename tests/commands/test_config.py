@@ -99,7 +99,15 @@ def test_a_missing_or_binary_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pair", "value"),
-    [("a=1", 1), ("a=1e-4", 1e-4), ("a=true", True), ("a=cosine", "cosine"), ("a=", None), ("a={x: 1}", {"x": 1}), ("a=b=c", "b=c")],
+    [
+        ("a=1", 1),
+        ("a=1e-4", 1e-4),
+        ("a=true", True),
+        ("a=cosine", "cosine"),
+        ("a=", None),
+        ("a={x: 1}", {"x": 1}),
+        ("a=b=c", "b=c"),
+    ],
 )
 def test_settings(pair: str, value: object) -> None:
     assert parse_settings([pair]) == {"a": value}

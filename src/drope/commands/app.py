@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "inspect": "Say what a model is, how it sees positions, and what an extension would take. Loads no weights.",
     "convert": "Drop the rotary embeddings of a model and write it as a stock checkpoint. No training.",
-    "recalibrate": "Drop the rotary embeddings and train briefly at the original context, until the model is itself again.",
+    "recalibrate": "Drop the rotary embeddings and train briefly at the original context, to recover the model.",
     "temperature": "Fit the softmax temperature β for each target length on held-out text.",
     "evaluate": "Measure one model: needles in haystacks, and perplexity by position.",
     "compare": "Measure several models and methods on the same trials, and write a report.",

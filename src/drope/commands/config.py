@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +76,8 @@ def parse_settings(pairs: list[str] | tuple[str, ...], field: str = "--set") -> 
             raise InputError(field, pair, "key=value, such as weight_decay=0.1")
         parsed = yaml.safe_load(value)
         if isinstance(parsed, str):  # YAML 1.1 takes 1e-4 for text
-            try:
+            with suppress(ValueError):
                 parsed = float(parsed)
-            except ValueError:
-                pass
         result[name.strip().replace("-", "_")] = parsed
     return result
 

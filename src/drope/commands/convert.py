@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
-from drope.commands.options import General, GeneralFlags, Loading, LoadingFlags
+from drope.commands.checkpoints import add_norm
+from drope.commands.options import NO_GENERAL, NO_LOADING, Flag, GeneralFlags, Loading, LoadingFlags, Tokens
+from drope.commands.output import facts, session
+from drope.quantities import format_count, parse_target
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 app = App(
     name="convert",
-    help_format="plaintext",
     help_epilogue="""Examples:
 
+  # rewrites the config and links the weights: seconds, whatever the size
   drope convert org/model --to 8x --out out/nope
-  drope convert ./llama --to 128k --qk-norm --data text/ --out out/nope-qknorm""",
+  # with per-head QKNorm, gains fitted on your text
+  drope convert org/model --to 128k --qk-norm --data text/ --out out/nope-qknorm
+  # a GGUF file, unpacked to safetensors
+  drope convert model.gguf --to 32k --out out/nope""",
 )
 
 
 @dataclass(frozen=True)
-class ConvertOptions:
+class Conversion:
     """What to write.
 
     Parameters
@@ -31,29 +40,36 @@ class ConvertOptions:
     out
         Folder for the new checkpoint.
     qk_norm
-        Add per-head query and key normalisation (Llama-shaped models become Qwen3).
+        Add per-head query and key normalisation: Llama-shaped models become Qwen3.
     qk_norm_init
-        Gains of that normalisation: fitted on a few batches of --data, or ones as in the paper.
+        Gains of that normalisation: fitted on some of --data, or ones as in the paper.
     data
         Text to fit the gains on: stdlib, a file, a folder or a hub dataset.
+    fit_tokens
+        How much of it.
+    copy
+        Copy the weight files instead of hard-linking them.
     overwrite
         Replace the folder if it exists.
     """
 
     to: str
     out: Path
-    qk_norm: Annotated[bool, Parameter(negative="")] = False
+    qk_norm: Flag = False
     qk_norm_init: Literal["fitted", "ones"] = "fitted"
     data: str = "stdlib"
-    overwrite: Annotated[bool, Parameter(negative="")] = False
+    fit_tokens: Tokens = 16384
+    copy: Flag = False
+    overwrite: Flag = False
 
 
 @app.default
 def convert(
     model: str,
-    options: Annotated[ConvertOptions, Parameter(name="*")],
-    loading: LoadingFlags = Loading(),
-    general: GeneralFlags = General(),
+    *,
+    conversion: Annotated[Conversion, Parameter(name="*", group=Group("What to write", sort_key=20))],
+    loading: LoadingFlags = NO_LOADING,
+    general: GeneralFlags = NO_GENERAL,
 ) -> None:
     """Drop.
 
@@ -62,4 +78,45 @@ def convert(
     model
         Hub id, folder, GGUF file, or bundled.
     """
-    print(model, options, loading, general)
+    with session(general) as output:
+        from drope.models import convert as rewrite
+        from drope.models import load_config, rope_shape
+
+        config = load_config(model, revision=loading.revision, trust_remote_code=loading.trust_remote_code)
+        context = rope_shape(config).context
+        target = parse_target(conversion.to, context)
+        report: dict[str, Any] = {}
+        if conversion.qk_norm or model.endswith(".gguf"):
+            report = _through_memory(model, conversion, loading, context, target)
+        else:
+            rewrite(
+                model, conversion.out, target_length=target, overwrite=conversion.overwrite, link=not conversion.copy,
+                revision=loading.revision,
+            )  # fmt: skip
+        rows = [
+            ("source", model),
+            ("context", f"{format_count(context)} trained, {format_count(target)} declared"),
+            *((name.replace("_", " "), value) for name, value in report.items()),
+            ("next", f"drope recalibrate {model} --data ... --tokens ... --out ...  (nothing has been trained yet)"),
+        ]
+        value = {"model": model, "out": str(conversion.out), "context": context, "target_length": target, **report}
+        output.result(value, facts(f"Wrote {conversion.out}", rows))
+
+
+def _through_memory(model: str, options: Conversion, loading: Loading, context: int, target: int) -> dict[str, Any]:
+    """Load, drop, normalise, prove and save; what add_qk_norm reports."""
+    from drope.models import drop, load, save, verify
+
+    loaded = load(model, **loading.options())
+    dropped: PreTrainedModel = drop(loaded.model)
+    report: dict[str, Any] = {}
+    if options.qk_norm:
+        dropped, report = add_norm(
+            dropped, loaded.tokenizer, context, options.qk_norm_init, options.data, options.fit_tokens
+        )
+    verify(dropped)
+    provenance = {"source": model, "method": "drop", "tokens": 0, **({"qk_norm": report} if report else {})}
+    save(
+        dropped, options.out, loaded.tokenizer, target_length=target, provenance=provenance, overwrite=options.overwrite
+    )  # fmt: skip
+    return report

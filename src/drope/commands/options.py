@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -68,6 +68,10 @@ class Loading:
     device: str = "auto"
     revision: str | None = None
     trust_remote_code: Flag = False
+
+    def options(self) -> dict[str, Any]:
+        """As keywords of `drope.models.load`."""
+        return asdict(self)
 
 
 GeneralFlags = Annotated[General, Parameter(name="*", group=_GENERAL)]

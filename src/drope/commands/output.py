@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
     from drope.commands.options import General
 
-_NOISY = ("transformers", "datasets", "accelerate", "huggingface_hub", "torch", "matplotlib", "httpx", "filelock", "fsspec")
+_NOISY = (
+    "transformers",
+    "datasets",
+    "accelerate",
+    "huggingface_hub",
+    "torch",
+    "matplotlib",
+    "httpx",
+    "filelock",
+    "fsspec",
+)
 
 
 class Output:
@@ -74,31 +84,45 @@ def _set_up_logging(verbose: bool) -> None:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
-def facts(title: str, rows: Iterable[tuple[str, Any]]) -> Table:
-    """A table of names and values, without the rows that have none."""
+def facts(title: str, rows: Iterable[tuple[str, Any]]) -> RenderableType:
+    """A table of names and values under a title, without the rows that have none."""
     from rich import box
     from rich.table import Table
 
-    result = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, show_header=False)
-    result.add_column(style="cyan", no_wrap=True)
-    result.add_column(overflow="fold")
+    body = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    body.add_column(style="cyan", no_wrap=True)
+    body.add_column(overflow="fold")
     for name, value in rows:
         if value is not None and value != "":
-            result.add_row(name, str(value))
-    return result
+            body.add_row(name, escape(str(value)))
+    return _titled(title, body)
 
 
-def table(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> Table:
-    """A table whose first `left` columns are text and whose others are numbers."""
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> RenderableType:
+    """A table under a title; its first `left` columns are text, the others numbers."""
     from rich import box
     from rich.table import Table
 
-    result = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, header_style="cyan")
+    body = Table(box=box.SIMPLE_HEAD, header_style="cyan", pad_edge=False)
     for i, name in enumerate(head):
-        result.add_column(name, justify="left" if i < left else "right")
+        body.add_column(name, justify="left" if i < left else "right")
     for row in rows:
-        result.add_row(*(str(cell) for cell in row))
-    return result
+        body.add_row(*(escape(str(cell)) for cell in row))
+    return _titled(title, body)
+
+
+def _titled(title: str, body: Table) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(Text(title, style="bold"), body)
+
+
+def escape(text: str) -> str:
+    """Text as it is, with brackets that are no markup."""
+    from rich.markup import escape as escape_markup
+
+    return escape_markup(text)
 
 
 def human(n: float) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cyclopts import App
 
-from drope.commands.options import GeneralFlags, NO_GENERAL
+from drope.commands.options import NO_GENERAL, GeneralFlags
 from drope.commands.output import session
 
 app = App(

@@ -1,0 +1,34 @@
+"""What several subcommands do to a checkpoint before or after their own work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+
+def folded_beta(source: str) -> float:
+    """The temperature in the weights of a local checkpoint; 1 where nothing says otherwise."""
+    record = Path(source).expanduser() / "drope.json"
+    if not record.is_file():
+        return 1.0
+    temperature = json.loads(record.read_text(encoding="utf-8")).get("temperature") or {}
+    return float(temperature.get("beta") or 1.0)
+
+
+def add_norm(
+    model: Any, tokenizer: Any, context: int, init: Literal["fitted", "ones"], data: str, tokens: int
+) -> tuple[Any, dict[str, Any]]:
+    """Per-head QKNorm, its gains fitted on `tokens` of `data`; the new model, and how far it is from the old."""
+    import torch
+
+    from drope.data import pack
+    from drope.models import add_qk_norm
+
+    batches = None
+    if init == "fitted":
+        blocks = pack(data, tokenizer, context, tokens=max(tokens, context))
+        batches = [torch.tensor(row["input_ids"])[None] for row in blocks.dataset]
+    model, report = add_qk_norm(model, batches, init=init)
+    return model, asdict(report)

@@ -1,0 +1,94 @@
+"""`drope compare`: several models and methods on the same trials."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App
+
+from drope.commands.measuring import NO_MEASURING, ROPE_METHODS, MeasuringFlags, entry, short_name
+from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, LoadingFlags, Several
+from drope.commands.output import session
+from drope.commands.tables import result_tables
+from drope.errors import InputError
+
+if TYPE_CHECKING:
+    from drope.evaluation import Entry
+
+app = App(
+    name="compare",
+    help_epilogue="""Examples:
+
+  # an extended model against RoPE, PI, NTK, dynamic NTK, YaRN and NoPE on its original
+  drope compare org/model out/model --out out/compare
+  # names of your own, and some methods only
+  drope compare base=org/model long=out/model --methods rope yarn --lengths 2x 4x --out out/compare""",
+)
+
+
+@app.default
+def compare(
+    models: Annotated[tuple[str, ...], Several],
+    *,
+    out: Path,
+    methods: Annotated[tuple[str, ...], Several] = (),
+    temperature: Path | None = None,
+    measuring: MeasuringFlags = NO_MEASURING,
+    loading: LoadingFlags = NO_LOADING,
+    general: GeneralFlags = NO_GENERAL,
+) -> None:
+    """Compare.
+
+    Parameters
+    ----------
+    models
+        Hub ids, folders, GGUF files or bundled, each also as NAME=MODEL. The first sets the context.
+    out
+        Folder for results.json, report.html and the log of every sample; what it holds already is not run again.
+    methods
+        Methods for the models that rotate: rope, pi, ntk, dynamic_ntk, yarn, nope. By default all of them for the first
+        such model and rope for the others. Position-free models run as drope.
+    temperature
+        Fit that `drope temperature --out` wrote; sets β for each length of the position-free models.
+    """
+    with session(general) as output:
+        from drope.evaluation import compare as run
+        from drope.models import load_config, rope_shape
+        from drope.report import write
+
+        named = _named(models)
+        first = load_config(
+            next(iter(named.values())), revision=loading.revision, trust_remote_code=loading.trust_remote_code
+        )
+        context = rope_shape(first).context
+        config = measuring.config(context)
+        entries: dict[str, Entry] = {}
+        for name, source in named.items():
+            seen = any(m.name == "rope" for e in entries.values() for m in e.methods)
+            entries[name] = entry(
+                source, loading, temperature, rotating=methods or (("rope",) if seen else ROPE_METHODS)
+            )
+        labels = [m.name for e in entries.values() for m in e.methods]
+        reference = "drope" if "drope" in labels else labels[0]
+        results = run(
+            entries, config, out, context=context, reference=reference, command="drope compare " + " ".join(named)
+        )
+        page = write(results, out / "report.html")
+        output.result(
+            asdict(results), *result_tables(results.measurements, context), f"Wrote {out / 'results.json'} and {page}"
+        )
+
+
+def _named(models: tuple[str, ...]) -> dict[str, str]:
+    """Names of the models: as given, else the last part of the path or hub id."""
+    named: dict[str, str] = {}
+    for model in models:
+        name, equals, source = model.partition("=")
+        if not equals or "/" in name:
+            name, source = short_name(model), model
+        if name in named:
+            raise InputError("models", model, "models with different names", f"Name it: OTHER={source}.")
+        named[name] = source
+    return named

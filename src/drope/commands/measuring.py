@@ -1,0 +1,143 @@
+"""The flags of everything that measures, and the models and methods to measure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from drope.commands.checkpoints import folded_beta
+from drope.commands.options import Flag, Loading, Several, Tokens
+from drope.errors import InputError
+from drope.quantities import parse_target
+
+if TYPE_CHECKING:
+    from drope.evaluation import Entry, EvaluationConfig
+
+# What a model without recalibration is shown as; a position-free one has no positions to scale.
+ROPE_METHODS = ("rope", "pi", "ntk", "dynamic_ntk", "yarn", "nope")
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured.
+
+    Parameters
+    ----------
+    tasks
+        Needle tasks: multi_query, multi_key, multi_value, single; none: perplexity only.
+    lengths
+        Tokens of prompt and answer together, such as 2x or 16k.
+    trials
+        Trials per task and length.
+    depths
+        Depths of the single needle, from 0 (start) to 1 (end).
+    multi_values
+        Values under the key that multi_value asks for, of 4 needles.
+    haystack
+        Text around the needles: stdlib:heldout, a file, a folder or a hub dataset.
+    repeat_haystack
+        Repeat a haystack that is too short, instead of refusing it.
+    max_new_tokens
+        Room for the answer, part of the length.
+    batch_tokens_eval
+        Rows times length that one batch of the evaluation may hold.
+    stop_at_newline
+        Cut answers at their first newline.
+    text
+        Held-out text for perplexity.
+    documents
+        Documents for perplexity; 0 for none.
+    perplexity_lengths
+        Lengths of those documents; the longest of --lengths by default.
+    perplexity_bins
+        Stretches of positions that perplexity is reported for.
+    seed
+        Seed of all trials.
+    """
+
+    tasks: Annotated[tuple[str, ...], Several] = ("multi_query", "multi_key", "multi_value", "single")
+    lengths: Annotated[tuple[str, ...], Several] = ("1x", "2x", "4x", "8x")
+    trials: int = 500
+    depths: Annotated[tuple[float, ...], Several] = tuple(i / 10 for i in range(11))
+    multi_values: int = 2
+    haystack: str = "stdlib:heldout"
+    repeat_haystack: bool = True
+    max_new_tokens: int = 48
+    batch_tokens_eval: Tokens = 16384
+    stop_at_newline: Flag = False
+    text: str = "stdlib:heldout"
+    documents: int = 16
+    perplexity_lengths: Annotated[tuple[str, ...], Several] = ()
+    perplexity_bins: int = 32
+    seed: int = 0
+
+    def config(self, context: int) -> EvaluationConfig:
+        """The evaluation's own settings, for a model of this context in tokens."""
+        from drope.evaluation import EvaluationConfig
+
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["batch_tokens"] = values.pop("batch_tokens_eval")
+        values["tasks"] = () if self.tasks == ("none",) else tuple(t.replace("-", "_") for t in self.tasks)
+        for name in ("lengths", "perplexity_lengths"):
+            field = f"--{name.replace('_', '-')}"
+            values[name] = tuple(parse_target(text, context, field) for text in getattr(self, name))
+        return EvaluationConfig(**values)
+
+
+MeasuringFlags = Annotated[Measuring, Parameter(name="*", group=Group("What to measure", sort_key=20))]
+NO_MEASURING = Measuring()
+
+
+def short_name(source: str) -> str:
+    """The last part of a path or hub id."""
+    return source.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
+
+
+def entry(
+    source: str,
+    loading: Loading,
+    temperature: Path | None,
+    rotating: tuple[str, ...],
+    free: tuple[str, ...] = ("drope",),
+) -> Entry:
+    """Load one model with the methods to run on it: `rotating` if it has rotary positions, `free` if it has none."""
+    from drope.evaluation import Entry
+    from drope.models import is_position_free, load
+    from drope.positions import get
+
+    loaded = load(source, **loading.options())
+    if loaded.tokenizer is None:
+        raise InputError("model", source, "a checkpoint with a tokenizer")
+    bare = is_position_free(loaded.model)
+    methods = [get(name) for name in (free if bare else rotating)]
+    if bare and (refused := [m.name for m in methods if m.name not in ("drope", "nope")]):
+        raise InputError("--methods", " ".join(refused), "drope or nope", f"{source} has no rotary positions to scale.")
+    return Entry(loaded.model, loaded.tokenizer, methods, fitted(temperature, source) if temperature and bare else None)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """β(length) of a fit, over what is folded into a checkpoint's weights already."""
+
+    fit: Any
+    folded: float = 1.0
+
+    def beta(self, length: int) -> float:
+        return self.fit.beta(length) / self.folded
+
+
+def fitted(path: Path, source: str) -> Fitted:
+    """The fit that `drope temperature --out` wrote, for the checkpoint `source`."""
+    from drope.temperature import TemperatureFit
+
+    try:
+        fit = TemperatureFit.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            "--temperature", str(path), "a file that `drope temperature --out` wrote", str(error)
+        ) from error
+    return Fitted(fit, folded_beta(source))
