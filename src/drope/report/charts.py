@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from drope.quantities import format_count
-from drope.report import findings
-from drope.report.findings import finite, percent, times
+from drope.report import scores
 from drope.report.lines import Chart, Line, Point, Scale, draw
 from drope.report.methods import Style, styles, task_label
+from drope.report.scores import finite, percent, times
 from drope.report.svg import Axis, drawing, path, tag, tip
 from drope.results import Measurement, Results
 
@@ -30,40 +30,42 @@ class Panel:
 
 def ranked(results: Results, length: int) -> Markup | None:
     """All methods at one length as bars with intervals, best first."""
-    scores, looks = findings.ranking(results, length), styles(results)
-    if not scores:
+    found, looks = scores.ranking(results, length), styles(results)
+    if not found:
         return None
     width, row, left = 430.0, 34.0, 116.0
     x = Axis(0, 1, left, width - 50)
-    height = row * len(scores) + 30
+    height = row * len(found) + 30
     parts = []
     for value, texts in PERCENT.ticks:
         parts.append(path([(x(value), 6), (x(value), height - 22)], class_="grid"))
         parts.append(tag("text", texts[0], x=x(value), y=height - 6, class_="tick mid"))
-    for i, s in enumerate(scores):
+    for i, s in enumerate(found):
         style, y = looks[s.method], 6 + row * (i + 0.5)
         ours = style.kind == "drope"
         name = tag("text", _short(style.label), x=left - 10, y=y + 4, class_="name end" + (" ours" if ours else ""))
         bar = tag("rect", x=left, y=y - 8, width=max(1.5, x(s.value) - left), height=16, class_="bar")
-        whisker = path([(x(s.low), y), (x(s.high), y)], class_="whisker") + path([(x(s.low), y - 4), (x(s.low), y + 4)], class_="whisker")
-        whisker += path([(x(s.high), y - 4), (x(s.high), y + 4)], class_="whisker")
-        value = tag("text", percent(s.value), x=x(s.high) + 8, y=y + 4, class_="value" + (" ours" if ours else ""))
+        ends = [[(x(s.low), y), (x(s.high), y)], *([(x(v), y - 4), (x(v), y + 4)] for v in (s.low, s.high))]
+        whisker = Markup("").join(path(points, class_="whisker") for points in ends)
+        shown = tag("text", percent(s.value), x=x(s.high) + 8, y=y + 4, class_="value" + (" ours" if ours else ""))
         hit = tag("rect", x=0, y=y - row / 2, width=width, height=row, class_="hit",
-                  **tip(style.label, [(style.slot, percent(s.value), findings.interval(s))]))  # fmt: skip
-        parts.append(tag("g", name, bar, whisker, value, hit, class_=f"series m-{style.slot}", data_m=style.name))
-    said = "; ".join(f"{looks[s.method].label} {percent(s.value)}, {findings.interval(s)}" for s in scores)
-    return drawing(width, height, f"Mean needle success at {times(length, results.context)} the context: {said}.", *parts)
+                  **tip(style.label, [(style.slot, percent(s.value), scores.interval(s))]))  # fmt: skip
+        parts.append(tag("g", name, bar, whisker, shown, hit, class_=f"series m-{style.slot}", data_m=style.name))
+    said = "; ".join(f"{looks[s.method].label} {percent(s.value)}, {scores.interval(s)}" for s in found)
+    return drawing(
+        width, height, f"Mean needle success at {times(length, results.context)} the context: {said}.", *parts
+    )
 
 
 def success(results: Results) -> list[Panel]:
     """Success against length, one panel a task."""
-    rows, looks = findings.success_rows(results), styles(results)
+    rows, looks = scores.success_rows(results), styles(results)
     tasks = list(dict.fromkeys(m.task for m in rows))
     lengths = sorted({m.length for m in rows})
     if len(lengths) < 2:
         return []
     width = {1: 560, 2: 460, 3: 360}.get(len(tasks), 280)
-    ticks = [(n, [times(n, results.context), format_count(n)]) for n in _thin(lengths, width // 44)]
+    ticks = [(float(n), [times(n, results.context), format_count(n)]) for n in _thin(lengths, width // 44)]
     scale = Scale(lengths[0] / 1.18, lengths[-1] * 1.18, ticks, log=True)
     out = []
     for task in tasks:
@@ -74,7 +76,8 @@ def success(results: Results) -> list[Panel]:
             if points:
                 lines.append(Line(style, points))
         said = "; ".join(
-            f"{line.style.label} " + ", ".join(f"{percent(p.y)} at {times(p.x, results.context)}" for p in line.points) for line in lines
+            f"{line.style.label} " + ", ".join(f"{percent(p.y)} at {times(p.x, results.context)}" for p in line.points)
+            for line in lines
         )
         chart = Chart(lines, scale, PERCENT, f"{task_label(task)}, success against length: {said}.",
                       lambda n: f"{times(n, results.context)} · {int(n)} tokens", context=results.context)  # fmt: skip
@@ -90,14 +93,20 @@ def heat_maps(results: Results) -> dict[str, list[Panel]]:
         cells = [m for m in rows if m.task == task]
         lengths, depths = sorted({m.length for m in cells}), sorted({m.details["depth"] for m in cells})
         panels = [
-            Panel(style.label, _heat([m for m in cells if m.method == name], lengths, depths, results.context, style, task), style)
+            Panel(
+                style.label,
+                _heat([m for m in cells if m.method == name], lengths, depths, results.context, style, task),
+                style,
+            )
             for name, style in styles(results, {m.method for m in cells}).items()
         ]
         out[task] = panels
     return out
 
 
-def _heat(cells: Sequence[Measurement], lengths: list[int], depths: list[float], context: int, style: Style, task: str) -> Markup:
+def _heat(
+    cells: Sequence[Measurement], lengths: list[int], depths: list[float], context: int, style: Style, task: str
+) -> Markup:
     width, left, top = 240.0, 34.0, 6.0
     high = max(11.0, min(22.0, 210 / len(depths)))
     step = (width - left - 2) / len(lengths)
@@ -113,18 +122,25 @@ def _heat(cells: Sequence[Measurement], lengths: list[int], depths: list[float],
             if (m := values.get((length, depth))) is None:
                 continue
             x = left + step * i
-            shown = tip(f"{style.label} · {times(length, context)} · depth {100 * depth:.0f}%", [("", "success", _success_tip(m))])
-            parts.append(tag("rect", x=x + 0.75, y=y + 0.75, width=step - 1.5, height=high - 1.5, rx=2, class_="cell"))
-            parts.append(tag("rect", x=x + 0.75, y=y + 0.75, width=step - 1.5, height=high - 1.5, rx=2, class_="cell heat",
-                             fill_opacity=f"{m.value:.3f}", **shown))  # fmt: skip
+            shown = tip(
+                f"{style.label} · {times(length, context)} · depth {100 * depth:.0f}%",
+                [("", "success", _success_tip(m))],
+            )
+            box = {"x": x + 0.75, "y": y + 0.75, "width": step - 1.5, "height": high - 1.5, "rx": 2}
+            parts.append(tag("rect", class_="cell", **box))
+            parts.append(tag("rect", class_="cell heat", fill_opacity=f"{m.value:.3f}", **box, **shown))
             if step >= 24 and high >= 13:
                 side = "over" if m.value > 0.55 else "under"
-                parts.append(tag("text", f"{100 * m.value:.0f}", x=x + step / 2, y=y + high / 2 + 3.6, class_=f"inside {side}"))
+                parts.append(
+                    tag("text", f"{100 * m.value:.0f}", x=x + step / 2, y=y + high / 2 + 3.6, class_=f"inside {side}")
+                )
     base = top + high * len(depths)
     for i, length in enumerate(lengths):
         parts.append(tag("text", times(length, context), x=left + step * (i + 0.5), y=base + 15, class_="tick mid"))
         if step >= 30:
-            parts.append(tag("text", format_count(length), x=left + step * (i + 0.5), y=base + 28, class_="tick mid sub"))
+            parts.append(
+                tag("text", format_count(length), x=left + step * (i + 0.5), y=base + 28, class_="tick mid sub")
+            )
     worst = min(cells, key=lambda m: m.value)
     alt = (
         f"{style.label}, {task_label(task).lower()}: success by depth and length; lowest {percent(worst.value)} "
@@ -134,7 +150,8 @@ def _heat(cells: Sequence[Measurement], lengths: list[int], depths: list[float],
 
 
 def _success_tip(m: Measurement) -> str:
-    bounds = f"  {100 * m.low:.0f} to {100 * m.high:.0f}" if finite(m.low, m.high) else ""
+    digits = scores.decimals(m)
+    bounds = f"  {100 * m.low:.{digits}f} to {100 * m.high:.{digits}f}" if finite(m.low, m.high) else ""
     return f"{percent(m.value)}{bounds}  n {m.n}"
 
 

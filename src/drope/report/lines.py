@@ -22,6 +22,11 @@ class Point:
     tip: str
 
 
+def exact(x: float, y: float, tip: str = "") -> Point:
+    """A point without an interval."""
+    return Point(x, y, y, y, tip)
+
+
 @dataclass(frozen=True)
 class Line:
     """One method's points, in order of x."""
@@ -46,7 +51,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Chart:
-    """What to draw. `context`: the training context on the x axis, shaded up to there; `head` words a tooltip's heading."""
+    """What to draw. `context`: the training context, shaded up to there; `head` words a tooltip's heading."""
 
     lines: list[Line]
     x: Scale
@@ -68,7 +73,10 @@ def draw(chart: Chart, width: float, height: float, class_: str = "") -> Markup:
         top += 14
     deep = max((len(texts) for _, texts in chart.x.ticks), default=1)
     bottom = height - 10 - 13.5 * deep - (15 if chart.x.name else 0)
-    x, y = Axis(chart.x.low, chart.x.high, left, right, chart.x.log), Axis(chart.y.low, chart.y.high, bottom, top, chart.y.log)
+    x, y = (
+        Axis(chart.x.low, chart.x.high, left, right, chart.x.log),
+        Axis(chart.y.low, chart.y.high, bottom, top, chart.y.log),
+    )
     parts = [_ground(chart, x, y, left, right, top, bottom)]
     inner = [_line(line, x, y) for line in reversed(chart.lines)]
     # a nested svg clips what leaves the axes, without an id that a second copy on the page would share
@@ -98,11 +106,6 @@ def _ground(chart: Chart, x: Axis, y: Axis, left: float, right: float, top: floa
         edge = min(right, x(chart.context))
         parts.append(tag("rect", x=left, y=top, width=max(0.0, edge - left), height=bottom - top, class_="trained"))
         parts.append(path([(edge, top), (edge, bottom)], class_="edge"))
-        words = "trained context"
-        if edge - left > 6.1 * len(words):
-            parts.append(tag("text", words, x=edge - 5, y=bottom - 6, class_="axis end"))
-        elif right - edge > 6.1 * len(words) + 20:
-            parts.append(tag("text", "← " + words, x=edge + 4, y=top + 10, class_="axis"))
     for value, texts in chart.y.ticks:
         at = y(value)
         parts.append(path([(left, at), (right, at)], class_="grid"))
@@ -114,7 +117,15 @@ def _ground(chart: Chart, x: Axis, y: Axis, left: float, right: float, top: floa
         for i, words in enumerate(texts):
             parts.append(tag("text", words, x=at, y=bottom + 17 + 13 * i, class_="tick mid" + (" sub" if i else "")))
     if chart.x.name:
-        parts.append(tag("text", chart.x.name, x=right, y=bottom + 17 + 13.5 * max(len(t) for _, t in chart.x.ticks), class_="axis end"))
+        parts.append(
+            tag(
+                "text",
+                chart.x.name,
+                x=right,
+                y=bottom + 17 + 13.5 * max(len(t) for _, t in chart.x.ticks),
+                class_="axis end",
+            )
+        )
     return Markup("").join(parts)
 
 
@@ -147,15 +158,14 @@ def _end_labels(chart: Chart, x: Axis, y: Axis, right: float, top: float, bottom
 
 def _hits(chart: Chart, x: Axis, y: Axis, left: float, right: float, top: float, bottom: float) -> Markup:
     """Invisible columns, one for each x, whose tooltip lists every line there from top to bottom."""
-    xs = sorted({p.x for line in chart.lines for p in line.points})
+    xs = sorted({p.x for line in chart.lines for p in line.points if p.tip})
     parts = []
     for i, at in enumerate(xs):
         start = left if i == 0 else (x(xs[i - 1]) + x(at)) / 2
         end = right if i == len(xs) - 1 else (x(at) + x(xs[i + 1])) / 2
-        rows = [(p.y, line) for line in chart.lines for p in line.points if p.x == at]
-        texts = {id(line): p.tip for line in chart.lines for p in line.points if p.x == at}
-        rows.sort(key=lambda r: y(r[0]))
-        tips = [(line.style.slot, line.label or line.style.label, texts[id(line)]) for _, line in rows]
+        found = [(p, line) for line in chart.lines for p in line.points if p.x == at and p.tip]
+        found.sort(key=lambda r: y(r[0].y))
+        tips = [(line.style.slot, line.label or line.style.label, p.tip) for p, line in found]
         parts.append(
             tag("rect", x=start, y=top, width=max(1.0, end - start), height=bottom - top, class_="hit",
                 data_x=x(at), **tip(chart.head(at), tips))

@@ -9,14 +9,17 @@ from typing import Any
 from markupsafe import Markup
 
 from drope.quantities import format_count, format_tokens
-from drope.report import findings
+from drope.report import scores
 from drope.report.charts import Panel
-from drope.report.findings import finite, times
-from drope.report.lines import Chart, Line, Point, Scale, draw, ends, responsive
+from drope.report.lines import Chart, Line, Point, Scale, draw, ends, exact, responsive
 from drope.report.methods import METRICS, Style, styles
+from drope.report.scores import finite, times
 from drope.report.svg import linear_ticks, log_ticks
 from drope.results import Measurement, Results
 
+_OURS = Style("drope", "with the fitted β", "drope", "drope", "circle")
+_FIT = Style("fit", "1 + a ln s", "other", "fit", "none", "2 3")
+_WITHOUT = Style("without", "without β", "other", "muted", "ring", "4 3")
 WIDE, NARROW = (1080.0, 400.0), (380.0, 310.0)
 HALF, HALF_NARROW = (530.0, 300.0), (380.0, 280.0)
 
@@ -83,7 +86,7 @@ def _position_chart(results: Results, rows: Sequence[Measurement], length: int, 
 
 
 def _ceiling(rows: Sequence[Measurement]) -> float:
-    """Top of the axis: methods that explode may leave it, so that the others stay readable. DroPE and the best never leave."""
+    """Top of the axis: methods that explode leave it, so that the others stay readable; DroPE and the best never do."""
     values: dict[str, list[float]] = {}
     for m in rows:
         values.setdefault(m.method, []).append(m.value)
@@ -102,27 +105,30 @@ def _middle(m: Measurement) -> float:
 
 def recovery(results: Results) -> Markup | None:
     """Loss against tokens of recalibration, DroPE and its control: lines for training, marks for held-out text."""
-    rows, looks = findings.recovery_rows(results), styles(results)
+    rows, looks = scores.recovery_rows(results), styles(results)
     rows = [r for r in rows if r["loss"] > 0]
     if len({r["tokens"] for r in rows}) < 2:
         return None
     positive = [r["tokens"] for r in rows if r["tokens"] > 0]
     log = max(positive) / min(positive) >= 8
+    last = scores.endings(results)
     lines: list[Line] = []
     for name, style in ((n, s) for n, s in looks.items() if any(r["run"] == n for r in rows)):
         mine = [r for r in rows if r["run"] == name and (r["tokens"] > 0 or not log)]
         if points := _binned(mine, log):
-            lines.append(Line(style, points, marks=False, label=f"{style.label} {mine[-1]['loss']:.2f}"))
+            lines.append(Line(style, points, marks=False, label=f"{style.label} {last[name].loss:.2f}"))
         held = [r for r in mine if finite(r.get("eval_loss")) and r["eval_loss"] > 0]
         if held:
-            marks = [Point(r["tokens"], *[r["eval_loss"]] * 3, f"{r['eval_loss']:.3f}") for r in held]
+            marks = [exact(r["tokens"], r["eval_loss"], f"{r['eval_loss']:.3f}") for r in held]
             lines.append(Line(style, marks, line=False, label=f"{style.label}, held out"))
     values = [p.y for line in lines for p in line.points]
     low, high = min(values) / 1.03, max(values) * 1.03
     x_low, x_high = (min(positive), max(positive)) if log else (0.0, float(max(positive)))
     ticks = log_ticks(x_low, x_high) if log else linear_ticks(x_low, x_high)
-    last = findings.final_losses(results)
-    said = "; ".join(f"{looks[name].label} ends at {loss:.3f} after {format_tokens(tokens)} tokens" for name, (tokens, loss) in last.items())
+    said = "; ".join(
+        f"{looks[name].label} ends at {end.loss:.3f} after {format_tokens(end.tokens)} tokens"
+        for name, end in last.items()
+    )
     chart = Chart(
         lines,
         Scale(x_low, x_high, [(v, [format_tokens(v)]) for v in ticks], "tokens of recalibration", log),
@@ -148,7 +154,7 @@ def _binned(rows: Sequence[dict[str, Any]], log: bool, bins: int = 160) -> list[
     for group in groups.values():
         loss = math.fsum(r["loss"] for r in group) / len(group)
         many = f"  mean of {len(group)} steps" if len(group) > 1 else ""
-        out.append(Point(group[-1]["tokens"], loss, loss, loss, f"{loss:.3f}{many}"))
+        out.append(exact(group[-1]["tokens"], loss, f"{loss:.3f}{many}"))
     return out
 
 
@@ -158,40 +164,46 @@ def temperature(results: Results) -> list[Panel]:
     rows = sorted({r["length"]: r for r in rows}.values(), key=lambda r: r["length"])
     if not rows:
         return []
-    ours = Style("drope", "fitted", "drope", "drope", "circle")
-    fit, without = Style("fit", "1 + a ln s", "other", "muted", "none", "2 3"), Style("without", "without", "other", "muted", "ring", "4 3")
     spans = [float(r["length"]) for r in rows]
     x_low, x_high = min([*spans, results.context]) / 1.15, max([*spans, results.context]) * 1.15
     ticks = [(float(n), [times(n, results.context), format_count(int(n))]) for n in sorted({results.context, *spans})]
+    across = Scale(x_low, x_high, ticks, "length", log=True)
     a = coefficient(results)
-    betas = [Point(r["length"], *[r["beta"]] * 3, f"{r['beta']:.3f}") for r in rows]
-    lines = [Line(ours, betas, line=a is None)]
+    betas = [exact(r["length"], r["beta"], f"{r['beta']:.3f}") for r in rows]
+    lines = [Line(_OURS, betas, line=a is None)]
     if a is not None:
         lengths = sorted({*(x_low * (x_high / x_low) ** (i / 60) for i in range(61)), float(results.context)})
-        curve = [Point(n, *[1 + a * math.log(max(1.0, n / results.context))] * 3, "") for n in lengths]
-        lines.append(Line(fit, [p for p in curve if p.x in spans] if len(spans) > 60 else curve, marks=False))
+        curve = [exact(n, 1 + a * math.log(max(1.0, n / results.context))) for n in lengths]
+        lines.append(Line(_FIT, curve, marks=False))
     low, high = ends([p.y for line in lines for p in line.points] + [1.0])
     said = ", ".join(f"{r['beta']:.3f} at {times(r['length'], results.context)}" for r in rows)
     beta_chart = Chart(
-        lines, Scale(x_low, x_high, ticks, "length", log=True), Scale(low, high, _value_ticks(low, high, False), "softmax temperature β"),
+        lines, across, Scale(low, high, _value_ticks(low, high, False), "softmax temperature β"),
         f"Fitted softmax temperature: {said}." + (f" The curve is 1 + {a:.3f} ln s." if a is not None else ""),
         lambda n: f"{times(n, results.context)} · {n:.0f} tokens", context=results.context,
     )  # fmt: skip
     out = [Panel("Fitted temperature", _pair(beta_chart))]
     pairs = [r for r in rows if finite(r.get("loss"), r.get("loss_without"))]
     if pairs:
-        with_beta = [Point(r["length"], *[r["loss"]] * 3, f"{r['loss']:.4f}") for r in pairs]
-        at_one = [Point(r["length"], *[r["loss_without"]] * 3, f"{r['loss_without']:.4f}") for r in pairs]
+        with_beta = [exact(r["length"], r["loss"], f"{r['loss']:.4f}") for r in pairs]
+        at_one = [exact(r["length"], r["loss_without"], f"{r['loss_without']:.4f}") for r in pairs]
         low, high = ends([p.y for p in with_beta + at_one], 0.1)
+        both = [(f"{r['loss']:.3f} and {r['loss_without']:.3f}", times(r["length"], results.context)) for r in pairs]
+        said = "; ".join(f"{values} at {where}" for values, where in both)
         loss_chart = Chart(
-            [Line(Style("drope", "with β", "drope", "drope", "circle"), with_beta), Line(without, at_one, label="without")],
-            Scale(x_low, x_high, ticks, "length", log=True), Scale(low, high, _value_ticks(low, high, False), METRICS["loss"]),
-            "Loss with and without the temperature: "
-            + "; ".join(f"{r['loss']:.3f} and {r['loss_without']:.3f} at {times(r['length'], results.context)}" for r in pairs) + ".",
+            [Line(_OURS, with_beta, label="with β"), Line(_WITHOUT, at_one, label="without")],
+            across, Scale(low, high, _value_ticks(low, high, False), METRICS["loss"]),
+            f"Loss with and without the temperature: {said}.",
             lambda n: f"{times(n, results.context)} · {n:.0f} tokens", context=results.context, end_labels=True,
         )  # fmt: skip
         out.append(Panel("What it buys", _pair(loss_chart)))
     return out
+
+
+def temperature_styles(results: Results) -> list[Style]:
+    """What the lines of the temperature figures are."""
+    without = any(finite(r.get("loss"), r.get("loss_without")) for r in results.temperature)
+    return [_OURS, *([_FIT] if coefficient(results) is not None else []), *([_WITHOUT] if without else [])]
 
 
 def coefficient(results: Results) -> float | None:
@@ -199,7 +211,9 @@ def coefficient(results: Results) -> float | None:
     for row in results.temperature:
         if finite(row.get("a")):
             return float(row["a"])
-    rows = [r for r in results.temperature if finite(r.get("length"), r.get("beta")) and r["length"] > results.context > 0]
+    rows = [
+        r for r in results.temperature if finite(r.get("length"), r.get("beta")) and r["length"] > results.context > 0
+    ]
     logs = [math.log(r["length"] / results.context) for r in rows]
     if not logs:
         return None

@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 
 def tag(name: str, *children: str | Markup, **attributes: Any) -> Markup:
-    """One element. Text and attribute values are escaped, `Markup` children are not; `class_` and `a_b` become `class`, `a-b`."""
+    """One element. Text and attribute values are escaped, `Markup` children are not; `a_b` becomes `a-b`."""
     given = "".join(
         f' {key.rstrip("_").replace("_", "-") if key != "viewBox" else key}="{escape(_text(value))}"'
         for key, value in attributes.items()
@@ -87,12 +87,16 @@ def marker(shape: str, x: float, y: float, r: float = 3.2) -> Markup:
         "down": [(0, 1.15), (1.05, -0.8), (-1.05, -0.8)],
         "diamond": [(0, -1.25), (1.1, 0), (0, 1.25), (-1.1, 0)],
     }
+    if shape == "none":
+        return Markup("")
     if shape in shapes:
         corners = "L".join(f"{x + r * dx:.1f} {y + r * dy:.1f}" for dx, dy in shapes[shape])
         return tag("path", d=f"M{corners}Z", class_="mark")
     if shape in ("plus", "cross"):
         k = r if shape == "plus" else 0.8 * r
-        strokes = [((-k, 0), (k, 0)), ((0, -k), (0, k))] if shape == "plus" else [((-k, -k), (k, k)), ((-k, k), (k, -k))]
+        strokes = (
+            [((-k, 0), (k, 0)), ((0, -k), (0, k))] if shape == "plus" else [((-k, -k), (k, k)), ((-k, k), (k, -k))]
+        )
         d = "".join(f"M{x + a:.1f} {y + b:.1f}L{x + c:.1f} {y + e:.1f}" for (a, b), (c, e) in strokes)
         return tag("path", d=d, class_="mark open")
     return tag("circle", cx=x, cy=y, r=r, class_="mark hollow" if shape == "ring" else "mark")
