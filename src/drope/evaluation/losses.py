@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch.nn.functional import cross_entropy
 
+from drope.models.logit_scale import logit_scale, set_logit_scale
+
 _LOGITS_AT_ONCE = 2**24  # elements: 64 MB in float32
 
 
@@ -26,7 +28,20 @@ def evaluating(model) -> Iterator[None]:
         model.train(training)
 
 
-def token_losses(model, ids: torch.Tensor, last: int | None = None, logits_at_once: int = _LOGITS_AT_ONCE) -> torch.Tensor:
+@contextmanager
+def temperature_at(model, beta: float) -> Iterator[None]:
+    """The softmax temperature β while the block runs; what was set before comes back."""
+    before = logit_scale(model)
+    set_logit_scale(model, beta)
+    try:
+        yield
+    finally:
+        set_logit_scale(model, before)
+
+
+def token_losses(
+    model, ids: torch.Tensor, last: int | None = None, logits_at_once: int = _LOGITS_AT_ONCE
+) -> torch.Tensor:
     """Negative log-likelihood in nats of each token given those before it.
 
     Parameters

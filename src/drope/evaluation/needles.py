@@ -6,7 +6,6 @@ B rows of a batch, T tokens of the longest prompt.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,12 @@ import torch
 
 from drope.errors import DropeError
 from drope.evaluation.losses import evaluating
+from drope.evaluation.records import append, read_lines
 from drope.evaluation.trials import Trial, found, is_success
 from drope.progress import track
 from drope.results import Measurement, wilson
+
+_FIELDS = {"index", "digest", "depth", "found", "hit"}
 
 
 @dataclass(frozen=True)
@@ -34,29 +36,31 @@ class Decoding:
     stop_at_newline: bool = False
 
 
-def run_trials(model, tokenizer, trials: Iterable[Trial], log: Path, decoding: Decoding = Decoding(), title: str = "Needles"):
+def run_trials(
+    model, tokenizer, trials: Iterable[Trial], log: Path, decoding: Decoding = Decoding(), title: str = "Needles"
+):
     """Decode every trial that `log` does not hold yet, append each batch to it, and return all records by index.
 
     `log` is JSON lines: index, prompt (folded), digest, depths, depth, expected, output, found, hit. A record counts as
     finished only if its digest is that of the trial's prompt, so a log of other prompts is never mistaken for this one.
     """
     trials = list(trials)
-    records = _read(log, trials)
+    digests = {t.index: t.digest for t in trials}
+    records = {r["index"]: r for r in read_lines(log, _FIELDS) if digests.get(r["index"]) == r["digest"]}
     todo = sorted((t for t in trials if t.index not in records), key=lambda t: (-len(t.ids), t.index))
-    log.parent.mkdir(parents=True, exist_ok=True)
     with track(title, total=len(trials), unit="samples") as bar, evaluating(model):
         bar.advance(len(records))
         for batch in _batches(todo, decoding.batch_tokens):
             outputs = answer(model, tokenizer, batch, decoding)
             new = [_record(t, o) for t, o in zip(batch, outputs, strict=True)]
-            _append(log, new)
+            append(log, new)
             records.update((r["index"], r) for r in new)
             bar.advance(len(batch), f"success {sum(r['hit'] for r in records.values()) / len(records):.0%}")
     return [records[t.index] for t in trials]
 
 
 def answer(model, tokenizer, batch: Sequence[Trial], decoding: Decoding = Decoding()) -> list[str]:
-    """The model's output texts. Rows stop at EOS, at their budget, or once all their answers are out, which changes no score."""
+    """Output texts. Rows stop at EOS, at their budget, or once all answers are out, which changes no score."""
 
     def text(ids: list[int]) -> str:
         return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -72,7 +76,8 @@ def answer(model, tokenizer, batch: Sequence[Trial], decoding: Decoding = Decodi
     except torch.OutOfMemoryError:
         if len(batch) == 1:
             raise DropeError(
-                f"One prompt of {len(prompts[0])} tokens does not fit in the device's memory. Evaluate shorter lengths or a smaller dtype."
+                f"One prompt of {len(prompts[0])} tokens does not fit in the device's memory. "
+                "Evaluate shorter lengths, or load the model in a smaller dtype."
             ) from None
         half = len(batch) // 2
         return answer(model, tokenizer, batch[:half], decoding) + answer(model, tokenizer, batch[half:], decoding)
@@ -143,7 +148,9 @@ def stop_ids(model, tokenizer) -> frozenset[int]:
     return frozenset(i for i in (tokenizer.eos_token_id, *several) if i is not None)
 
 
-def measurements(records: Sequence[dict], task: str, method: str, length: int, details: dict[str, Any]) -> list[Measurement]:
+def measurements(
+    records: Sequence[dict], task: str, method: str, length: int, details: dict[str, Any]
+) -> list[Measurement]:
     """Success over all records, then per grid depth (details["depth"]) where the task has one. Wilson 95% intervals."""
 
     def one(part: Sequence[dict], **more: Any) -> Measurement:
@@ -165,33 +172,9 @@ def _record(trial: Trial, output: str) -> dict[str, Any]:
 
 
 def _batches(trials: Sequence[Trial], batch_tokens: int) -> Iterator[list[Trial]]:
-    """Trials sorted by size, longest first, cut so that rows x (longest prompt + answer) stays within `batch_tokens`."""
+    """Sorted trials, longest first, in batches of rows x (longest prompt + answer) <= `batch_tokens`."""
     start = 0
     while start < len(trials):
         size = max(1, batch_tokens // (len(trials[start].ids) + trials[start].max_new_tokens))
         yield list(trials[start : start + size])
         start += size
-
-
-def _read(log: Path, trials: Sequence[Trial]) -> dict[int, dict]:
-    digests = {t.index: t.digest for t in trials}
-    records: dict[int, dict] = {}
-    if log.exists():
-        for line in log.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                record = json.loads(line)
-                if digests[record["index"]] == record["digest"]:
-                    records[record["index"]] = record
-            except (ValueError, KeyError, TypeError):
-                continue  # blank, torn by an interruption, or of another run
-    return records
-
-
-def _append(log: Path, records: Sequence[dict]) -> None:
-    """Append and flush; a line torn by an earlier interruption is closed first."""
-    with log.open("ab+") as f:
-        if f.tell():
-            f.seek(-1, 2)
-            torn = f.read(1) != b"\n"
-            f.write(b"\n" if torn else b"")
-        f.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode("utf-8"))

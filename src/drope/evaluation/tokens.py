@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from drope.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Encoder:
@@ -36,7 +38,7 @@ class Encoder:
 
 
 def windows(tokenizer, documents: Iterable[str], length: int, count: int) -> np.ndarray:
-    """Consecutive, disjoint windows of `documents` run together with an EOS between them: int64 (n, length), n <= count.
+    """Disjoint windows of `documents` run together with an EOS between them: int64 (n <= count, length).
 
     Documents are concatenated, since few corpora hold single documents of 8x a context. Each window opens with the
     tokenizer's own prefix (BOS), if it has one.
@@ -45,6 +47,8 @@ def windows(tokenizer, documents: Iterable[str], length: int, count: int) -> np.
     ------
     InputError : the text does not fill one window
     """
+    import numpy as np
+
     encoder = Encoder(tokenizer)
     body = length - len(encoder.prefix)
     between = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
@@ -56,7 +60,10 @@ def windows(tokenizer, documents: Iterable[str], length: int, count: int) -> np.
     n = min(count, len(stream) // body)
     if n < 1:
         raise InputError(
-            "text", f"{len(stream)} tokens", f"at least {length} tokens", "Give more held-out text, or a shorter length."
+            "text",
+            f"{len(stream)} tokens",
+            f"at least {length} tokens",
+            "Give more held-out text, or a shorter length.",
         )
     rows = np.asarray(stream[: n * body], dtype=np.int64).reshape(n, body)
     return np.concatenate([np.tile(np.asarray(encoder.prefix, dtype=np.int64), (n, 1)), rows], axis=1)

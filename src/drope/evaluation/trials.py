@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import random
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from drope.data import needles as N
 from drope.errors import InputError
 from drope.evaluation.tokens import Encoder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _ANSWER_SLACK = 16  # tokens around the values: " and ", a full stop, a false start
 _MARGIN = 1.1  # haystack fetched beyond the estimate, so that the exact count can grow into it
@@ -30,7 +33,7 @@ _CLOSE = 2  # tokens of the length that may stay unused
 
 @dataclass(frozen=True)
 class Task:
-    """What is hidden and what is asked: `pairs` needles, `keys` of their keys asked for, `values` under each asked key."""
+    """What is hidden and asked: `pairs` needles, `keys` of their keys asked for, `values` under each of these."""
 
     name: str
     ask: str
@@ -42,7 +45,9 @@ class Task:
     def __post_init__(self):
         if not 1 <= self.keys * self.values <= self.pairs:
             raise InputError(
-                f"{self.name}: values per asked key", self.values, f"1 to {self.pairs // self.keys} of its {self.pairs} pairs"
+                f"{self.name}: values per asked key",
+                self.values,
+                f"1 to {self.pairs // self.keys} of its {self.pairs} pairs",
             )
 
 
@@ -132,6 +137,7 @@ class Trials:
         self._ends = list(accumulate(len(s) + 1 for s in self.sentences))  # characters up to and including sentence i
         sample = self.sentences[:: max(1, len(self.sentences) // 256)]
         tokens = sum(map(len, self.encode.plain([" " + s for s in sample])))
+        self._sizes: dict[int, int] = {}  # tokens of sentences, counted when first used
         self._characters_per_token = sum(len(s) + 1 for s in sample) / max(1, tokens)
 
     def make(self, task: Task, length: int, index: int) -> Trial:
@@ -139,8 +145,10 @@ class Trials:
 
         Raises
         ------
-        InputError : needles, question and answer alone exceed `length`, or the haystack is too short and not to be repeated
+        InputError : needles, question and answer alone exceed `length`, or the haystack is too short to be used once
         """
+        import numpy as np
+
         rng = random.Random(f"{self.seed}/{task.name}/{length}/{index}")
         pairs, asked = _draw_pairs(task, rng)
         at = [self.depths[index % len(self.depths)]] if task.grid else [rng.random() for _ in pairs]
@@ -158,13 +166,14 @@ class Trials:
             prompt = f"{text}\n{question}"
             return prompt, depths, self.encode(prompt)
 
-        least = len(build([])[2])
+        bare = build([])
+        least = len(bare[2])
         if least > room:
             raise InputError(
                 "lengths", length, f"at least {least + budget} tokens for {task.name}",
                 f"Its needles and question take {least} tokens and the answer {budget}.",
             )  # fmt: skip
-        prompt, depths, ids = self._fill(build, room, least, where, length)
+        prompt, depths, ids = self._fill(build, bare, room, where, length)
         depth_of = dict(zip((v for _, v in pairs), depths, strict=True))
         return Trial(
             task.name, length, self.seed, index, prompt, answers, tuple(round(depth_of[v], 4) for v in answers),
@@ -174,41 +183,78 @@ class Trials:
     def batch(self, task: Task, length: int, count: int) -> Iterator[Trial]:
         return (self.make(task, length, i) for i in range(count))
 
-    def _fill(self, build, room: int, least: int, where: float, length: int):
-        """Search for the number of haystack words that fills `room` tokens."""
-        characters = (room - least) * self._characters_per_token
+    def _fill(self, build, bare, room: int, where: float, length: int):
+        """The haystack that fills `room` tokens: estimated sentence by sentence, then corrected by exact counts."""
+        spare = room - len(bare[2])
+        characters = spare * self._characters_per_token * _MARGIN
         total = self._ends[-1]
-        if total < characters * _MARGIN and not self.repeat:
+        if total < characters and not self.repeat:
             raise InputError(
                 "haystack", f"about {int(total / self._characters_per_token)} tokens",
                 f"text of at least {int(length * _MARGIN)} tokens", "Give more text, or allow it to repeat.",
             )  # fmt: skip
-        first_end = bisect_left(self._ends, characters * _MARGIN) if total > characters * _MARGIN else 0
-        end = first_end + int(where * (len(self.sentences) - first_end))  # the excerpt ends with this sentence
-        words: list[list[str]] = []  # of the sentences before `end`, last first
-        need = characters * _MARGIN + 200
-        low, at_low, best = 0, least, build([])
-        while True:
-            size = sum(len(w) + 1 for s in words for w in s)
-            while size < need:
-                words.append(self.sentences[(end - len(words)) % len(self.sentences)].split())
-                size += sum(len(w) + 1 for w in words[-1])
-            high = sum(map(len, words))
-            at_high = len(build(_last_words(words, high))[2])
-            if at_high > room:
-                break
-            need *= 1.5
-        for step in range(64):
-            if high - low <= 1 or room - at_low <= _CLOSE:
-                break
-            share = (room - at_low) / (at_high - at_low) if step < 8 else 0.5  # near linear: interpolate, then bisect
-            middle = min(high - 1, max(low + 1, low + int(share * (high - low))))
-            built = build(_last_words(words, middle))
-            if len(built[2]) <= room:
-                low, at_low, best = middle, len(built[2]), built
+        first = bisect_left(self._ends, characters) if total > characters else 0
+        end = first + int(where * (len(self.sentences) - first))  # the excerpt ends with this sentence
+        best, low, high, budget = bare, 0, math.inf, spare
+        for _ in range(12):
+            pieces, words = self._excerpt(end, budget)
+            if not low < words < high:
+                if high - low <= 1 or high == math.inf:
+                    break
+                pieces = self._last_words(end, int(low + high) // 2)
+                words = int(low + high) // 2
+            built = build(pieces)
+            over = len(built[2]) - room
+            if over > 0:
+                high = words
             else:
-                high, at_high = middle, len(built[2])
+                low, best = words, built
+                if over >= -_CLOSE:
+                    break
+            budget -= over
         return best
+
+    def _excerpt(self, end: int, tokens: int) -> tuple[list[str], int]:
+        """Sentences up to `end` of about `tokens` tokens, the first cut at a word; and their number of words."""
+        pieces: list[str] = []
+        words, at = 0, end
+        while tokens > 0:
+            sentence = self.sentences[at % len(self.sentences)]
+            size = self._size(at % len(self.sentences))
+            parts = sentence.split(" ")
+            if size > tokens:
+                fits = self._fitting(parts, tokens)
+                parts = parts[len(parts) - fits :]
+                tokens = 0
+            if parts:
+                pieces.append(" ".join(parts))
+            words, tokens, at = words + len(parts), tokens - size, at - 1
+        return pieces[::-1], words
+
+    def _fitting(self, words: list[str], tokens: int) -> int:
+        """How many of the last words take at most `tokens` tokens, short of all of them."""
+
+        def count(n: int) -> int:
+            return self._count(" ".join(words[-n:]))
+
+        return bisect_right(range(1, len(words)), tokens, key=count)
+
+    def _last_words(self, end: int, n: int) -> list[str]:
+        """The last `n` words up to sentence `end`, as sentences; the first may lack its beginning."""
+        pieces: list[str] = []
+        while n > 0:
+            parts = self.sentences[(end - len(pieces)) % len(self.sentences)].split(" ")
+            pieces.append(" ".join(parts[-n:]))
+            n -= len(parts)
+        return pieces[::-1]
+
+    def _size(self, sentence: int) -> int:
+        if sentence not in self._sizes:
+            self._sizes[sentence] = self._count(self.sentences[sentence])
+        return self._sizes[sentence]
+
+    def _count(self, text: str) -> int:
+        return len(self.encode.plain([" " + text])[0])
 
 
 def _draw_pairs(task: Task, rng: random.Random) -> tuple[list[tuple[str, str]], list[str]]:
@@ -221,23 +267,19 @@ def _draw_pairs(task: Task, rng: random.Random) -> tuple[list[tuple[str, str]], 
     return pairs, asked
 
 
-def _last_words(reversed_sentences: list[list[str]], n: int) -> list[str]:
-    """The last `n` words as sentences in reading order; the first may lack its beginning."""
-    pieces: list[str] = []
-    for sentence in reversed_sentences:
-        if n <= 0:
-            break
-        pieces.append(" ".join(sentence[-n:]))
-        n -= len(sentence)
-    return pieces[::-1]
-
-
 def _insert(pieces: list[str], needles: list[str], at: Sequence[float]) -> tuple[str, list[float]]:
-    """Put each needle at the sentence boundary nearest to its depth; returns the text and the depths that came of it."""
+    """Put each needle at the sentence boundary nearest to its depth; the text, and the depths that came of it."""
     ends = [0, *accumulate(len(p) + 1 for p in pieces)]
     total = max(1, ends[-1])
-    slots = [min(range(len(ends)), key=lambda i, d=d: abs(ends[i] / total - d)) for d in at]
+    slots = [_nearest(ends, d * total) for d in at]
     out = list(pieces)
     for slot, _, needle in sorted(zip(slots, at, needles, strict=True), reverse=True):
         out.insert(slot, needle)
     return " ".join(out), [ends[s] / total if pieces else d for s, d in zip(slots, at, strict=True)]
+
+
+def _nearest(ends: list[int], place: float) -> int:
+    i = bisect_left(ends, place)
+    if i == len(ends):
+        return i - 1
+    return i - 1 if i and place - ends[i - 1] < ends[i] - place else i

@@ -1,0 +1,22 @@
+"""Needle tasks and perplexity by position, measured on the same trials for every method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from drope.evaluation.config import EvaluationConfig
+from drope.evaluation.trials import TASKS, Task, Trial, Trials, get_task
+
+if TYPE_CHECKING:
+    from drope.evaluation.run import Entry, compare, evaluate
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Entry", "compare", "evaluate"):  # these import torch
+        from drope.evaluation import run
+
+        return getattr(run, name)
+    raise AttributeError(name)
+
+
+__all__ = ["TASKS", "Entry", "EvaluationConfig", "Task", "Trial", "Trials", "compare", "evaluate", "get_task"]

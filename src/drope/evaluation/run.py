@@ -1,0 +1,230 @@
+"""Evaluate one method, or compare many on the same trials. Everything finished is on disk and never run twice."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from drope.data.haystack import haystack
+from drope.data.sources import open_source
+from drope.errors import InputError, UnsupportedModelError
+from drope.evaluation import needles, perplexity
+from drope.evaluation.config import EvaluationConfig
+from drope.evaluation.losses import temperature_at
+from drope.evaluation.paired import mcnemar_rows
+from drope.evaluation.tokens import windows
+from drope.evaluation.trials import Trials
+from drope.files import fingerprint
+from drope.models import apply, rope_shape
+from drope.models.logit_scale import logit_scale
+from drope.positions import Method
+from drope.quantities import format_count
+from drope.results import Measurement, Results, describe_run
+
+
+class Temperature(Protocol):
+    """What a fit of the softmax temperature offers: see `drope.temperature.TemperatureFit`."""
+
+    def beta(self, length: int) -> float: ...
+
+
+@dataclass
+class Entry:
+    """One model and the methods to run on it. `temperature` gives β(length) to its position-free methods.
+
+    key : identifies the weights in the cache; by default a hash of them all
+    """
+
+    model: Any
+    tokenizer: Any
+    methods: Sequence[Method]
+    temperature: Temperature | None = None
+    key: str | None = field(default=None, repr=False)
+
+
+def evaluate(
+    model,
+    tokenizer,
+    config: EvaluationConfig,
+    *,
+    method: Method,
+    context: int | None = None,
+    temperature: Temperature | None = None,
+    samples_dir: str | Path | None = None,
+) -> list[Measurement]:
+    """Measure one method on one model.
+
+    Parameters
+    ----------
+    context : C_train in tokens, for the default lengths (by default the model's own)
+    samples_dir : where each sample is logged and found again on a second run; None keeps no samples
+    """
+    entry = Entry(model, tokenizer, [method], temperature)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch if samples_dir is None else samples_dir)
+        return _run(
+            {"model": entry}, config, folder, _context({"model": entry}, context), keep=samples_dir is not None
+        )[0]
+
+
+def compare(
+    models: Mapping[str, Entry | tuple],
+    config: EvaluationConfig,
+    out: str | Path,
+    *,
+    context: int | None = None,
+    reference: str = "drope",
+    model_name: str | None = None,
+    command: str = "drope evaluate",
+) -> Results:
+    """Measure every method of every entry on the same trials and write `out/results.json` and `out/samples/`.
+
+    Methods keep their catalogue names. Where a later entry repeats a name it is told apart by the entry: its RoPE bears
+    the entry's own name (`control`), its other methods `control_yarn`.
+
+    Parameters
+    ----------
+    models : name -> Entry, or (model, tokenizer, methods[, temperature])
+    reference : method that all others are tested against, pairwise by trial (McNemar, exact); rows in meta["paired"]
+    """
+    entries = {name: e if isinstance(e, Entry) else Entry(*e) for name, e in models.items()}
+    if not entries:
+        raise InputError("models", "none", "at least one model with a method")
+    context, out = _context(entries, context), Path(out)
+    measured, hits = _run(entries, config, out / "samples", context, keep=True)
+    meta = {**describe_run(command, config.seed), "evaluation": asdict(config), "paired": mcnemar_rows(hits, reference)}
+    results = Results(model_name or next(iter(entries)), context, measured, meta=meta)
+    results.save(out / "results.json")
+    return results
+
+
+def _run(entries: dict[str, Entry], config: EvaluationConfig, folder: Path, context: int, keep: bool):
+    """Cell by cell, all methods on one cell before the next, so that only one cell's trials are held."""
+    tasks, lengths, document_lengths = config.resolved(context)
+    plan = list(_named(entries))
+    generators = _generators(entries, config) if tasks else {}
+    for length in lengths if tasks else ():  # impossible lengths fail before hours of work
+        for generator in generators.values():
+            for task in tasks:
+                generator.make(task, length, 0)
+    documents = {
+        (id(entry.tokenizer), length): windows(entry.tokenizer, heldout_texts(config.text), length, config.documents)
+        for length in document_lengths for entry in entries.values()
+    }  # fmt: skip
+    keys = {name: entry.key or weights_key(entry.model) for name, entry in entries.items()}
+    decoding = needles.Decoding(config.batch_tokens, config.stop_at_newline)
+    measured: list[Measurement] = []
+    hits: dict[tuple[str, int], dict[str, dict[str, bool]]] = {}
+
+    for length in lengths if tasks else ():
+        for task in tasks:
+            trials = {i: list(g.batch(task, length, config.count(task))) for i, g in generators.items()}
+            for label, name, entry, method in plan:
+                title = f"{label} {task.name} {format_count(length)}"
+                with _applied(entry, method, length) as details:
+                    key = fingerprint([keys[name], method.name, method.settings(), details, asdict(task), length,
+                                       config.seed, config.max_new_tokens, config.stop_at_newline])  # fmt: skip
+                    log = folder / f"{label}-{task.name}-{length}-{key}.jsonl"
+                    records = needles.run_trials(
+                        entry.model, entry.tokenizer, trials[id(entry.tokenizer)], log, decoding, title
+                    )
+                details |= {"model": name, "trials": config.count(task)} | ({"samples": log.name} if keep else {})
+                measured += needles.measurements(records, task.name, label, length, details)
+                digests = {r["digest"]: bool(r["hit"]) for r in records}
+                hits.setdefault((task.name, length), {})[label] = digests
+
+    for length in document_lengths:
+        for label, name, entry, method in plan:
+            ids = documents[id(entry.tokenizer), length]
+            with _applied(entry, method, length) as details:
+                key = fingerprint([keys[name], method.name, method.settings(), details, length, config.perplexity_bins])
+                records = perplexity.run_documents(
+                    entry.model, ids, folder / f"{label}-perplexity-{length}-{key}.jsonl", bins=config.perplexity_bins,
+                    batch_tokens=config.batch_tokens, title=f"{label} perplexity {format_count(length)}",
+                )  # fmt: skip
+            details |= {"model": name, "documents": "held-out texts, concatenated"}
+            measured += perplexity.measurements(records, label, length, config.perplexity_bins, details)
+    return measured, hits
+
+
+@contextmanager
+def _applied(entry: Entry, method: Method, length: int) -> Iterator[dict[str, Any]]:
+    """The method on the model for inputs of `length`, with the fitted temperature if it has no positions."""
+    details: dict[str, Any] = {"settings": method.settings()} if method.settings() else {}
+    with apply(entry.model, method, length):
+        free = method.requirements(rope_shape(entry.model.config), length).rotation == "none"
+        if entry.temperature is None or not free:
+            yield details | _scale_that_is_set(entry.model)
+            return
+        with temperature_at(entry.model, float(entry.temperature.beta(length))):
+            yield details | {"beta": float(entry.temperature.beta(length))}
+
+
+def _scale_that_is_set(model) -> dict[str, float]:
+    try:
+        beta = logit_scale(model)
+    except UnsupportedModelError:
+        return {}
+    return {} if beta == 1 else {"beta": beta}
+
+
+def _named(entries: dict[str, Entry]) -> Iterator[tuple[str, str, Entry, Method]]:
+    """(name in the results, entry's name, entry, method), names made unique."""
+    taken: set[str] = set()
+    for name, entry in entries.items():
+        own: set[str] = set()
+        for method in entry.methods:
+            if method.name in own:
+                raise InputError(f"methods of {name}", method.name, "each method once per model")
+            own.add(method.name)
+            label = method.name
+            if label in taken:
+                label = name if method.name == "rope" else f"{name}_{method.name}"
+            if label in taken:
+                raise InputError(
+                    "models", name, f"a name that no method bears, since its {method.name} is shown under it"
+                )
+            taken.add(label)
+            yield label, name, entry, method
+
+
+def _generators(entries: dict[str, Entry], config: EvaluationConfig) -> dict[int, Trials]:
+    sentences = haystack(config.haystack)
+    return {
+        id(tokenizer): Trials(
+            tokenizer, sentences, seed=config.seed, depths=config.depths, max_new_tokens=config.max_new_tokens,
+            repeat=config.repeat_haystack,
+        )
+        for tokenizer in {id(e.tokenizer): e.tokenizer for e in entries.values()}.values()
+    }  # fmt: skip
+
+
+def heldout_texts(spec: str) -> Iterable[str]:
+    """The held-out documents of a source; all of them where it has no split of its own."""
+    source = open_source(spec)
+    heldout = source.heldout_documents()
+    return source.documents() if heldout is None else heldout
+
+
+def _context(entries: dict[str, Entry], context: int | None) -> int:
+    return context or rope_shape(next(iter(entries.values())).model.config).context
+
+
+def weights_key(model) -> str:
+    """A digest of every parameter and of the architecture: the same weights share cached samples, others never do."""
+    import torch
+
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        flat = parameter.detach().reshape(-1).contiguous().view(torch.uint8)
+        for part in flat.split(2**26):
+            digest.update(part.cpu().numpy().tobytes())
+    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_") and k != "transformers_version"}
+    digest.update(fingerprint(config).encode())
+    return digest.hexdigest()[:16]
