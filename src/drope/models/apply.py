@@ -23,7 +23,7 @@ def apply(model: PreTrainedModel, method: Method, length: int) -> Iterator[PreTr
     """Run a model under a positional method: `with apply(model, Yarn(), 1024): ...`.
 
     The rotary modules are exchanged for ones that are built for the method and put back on exit, also after an
-    exception: the model is then exactly as before, dropped or not. A method that rotates also does so on a dropped model.
+    exception: the model is then exactly as before, dropped or not. A method that rotates does so on dropped models too.
 
     Parameters
     ----------

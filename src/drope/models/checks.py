@@ -132,5 +132,5 @@ def _ids(model: PreTrainedModel, tokenizer_or_ids: Any) -> torch.Tensor:
         ids = tokenizer_or_ids(_TEXT, return_tensors="pt").input_ids[:, : 2 * _TOKENS]
         if ids.shape[1] >= 4:
             return ids
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index,arg-type]
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     return torch.randint(0, vocabulary, (1, _TOKENS), generator=torch.Generator().manual_seed(0))

@@ -153,7 +153,7 @@ def _tokenizer(place: str, options: dict[str, Any]) -> PreTrainedTokenizerBase |
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, source: str | Path) -> None:
     """Refuse a tokenizer that makes ids which the model has no embedding for."""
-    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index,arg-type]
+    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     extra = set(tokenizer.added_tokens_decoder)  # placeholders that some families add beyond their text vocabulary
     needed = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
     beyond = [(i, t) for t, i in tokenizer.get_vocab().items() if i >= rows and (i not in extra or i in needed)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -55,9 +55,10 @@ def set_logit_scale(model: PreTrainedModel, beta: float) -> None:
     """
     if not (math.isfinite(beta) and beta > 0):
         raise InputError("beta", beta, "a finite number above 0")
+    module: Any  # `scaling` is a plain number on it, which the stubs of nn.Module deny
     for module in attention_modules(model).values():
         own, _ = getattr(module, _MEMORY, (module.scaling, 1.0))
-        setattr(module, "scaling", own if beta == 1 else own * beta)  # noqa: B010  a plain number, which stubs deny
+        module.scaling = own if beta == 1 else own * beta
         setattr(module, _MEMORY, (own, float(beta)))
 
 

@@ -18,7 +18,7 @@ from drope.positions import Method, RopeShape
 from drope.positions.frequencies import inverse_frequencies
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 # keys that say how frequencies are made; others (partial_rotary_factor, mrope_section) belong to the architecture
 _SCALING_KEYS = {
@@ -81,6 +81,8 @@ def rebuild_for(
 ) -> nn.Module:
     """The rotary module that a RoPE-scaling method asks for; checked against the method's own frequencies."""
     config: Any = getattr(module, "config", None)
+    if config is None:
+        return rebuild(module, parameters)  # which refuses
     settings: dict[str, Any] = {}
     if parameters["rope_type"] == "dynamic":
         settings["max_position_embeddings"] = shape.context  # stock dynamic NTK grows the base from this length on
@@ -100,7 +102,7 @@ def rebuild_for(
     return new
 
 
-def give_rotation_back(model: PreTrainedModel, source: str | None = None) -> None:
+def give_rotation_back(model: Any, source: str | None = None) -> None:
     """Give a checkpoint that drope wrote the rotation that its `drope.json` records: its modules and configuration."""
     recorded = recorded_rotation(model, source)
     for module in rotary_modules(model).values():
@@ -112,7 +114,7 @@ def give_rotation_back(model: PreTrainedModel, source: str | None = None) -> Non
     text.rope_parameters = copy.deepcopy(recorded)
 
 
-def recorded_rotation(model: PreTrainedModel, source: str | None = None) -> dict[str, Any]:
+def recorded_rotation(model: Any, source: str | None = None) -> dict[str, Any]:
     """The original `rope_parameters` of a checkpoint that drope wrote, from its `drope.json`.
 
     Raises

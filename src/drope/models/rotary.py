@@ -10,17 +10,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from drope.errors import InputError, UnsupportedModelError
-from drope.models.shape import stops_rotation
+from drope.errors import DropeError, InputError, UnsupportedModelError
+from drope.models.shape import skips_rotation
 from drope.models.support import check_supported
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+Model = TypeVar("Model", bound=nn.Module)
 
 _MEMORY = "_drope_original"  # attribute of a changed rotary module
 _STILL = 1e-15  # radians a token: below float32's resolution of 1 at any length
@@ -64,7 +63,7 @@ def frequencies(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer for name, buffer in _buffers(module).items() if not name.endswith("original_inv_freq")}
 
 
-def drop(model: PreTrainedModel) -> PreTrainedModel:
+def drop(model: Model) -> Model:
     """Stop the rotation of every layer, in place: frequencies to 0, the scaling of cos and sin to 1.
 
     A model that is already position free is left as it is. `restore` undoes it exactly.
@@ -74,13 +73,14 @@ def drop(model: PreTrainedModel) -> PreTrainedModel:
     UnsupportedModelError : the family has no rotation that can be dropped, by name and with the reason
     """
     modules = rotary_modules(model)
-    if not is_position_free(model):
-        for module in modules.values():
+    free = is_position_free(model)
+    for module in modules.values():
+        if not free or hasattr(module, _MEMORY):
             stop(module)
     return model
 
 
-def scale_frequencies(model: PreTrainedModel, factors: torch.Tensor | float) -> None:
+def scale_frequencies(model: nn.Module, factors: torch.Tensor | float) -> None:
     """Set every frequency to `factors` times the model's own, in place: 1 is RoPE, 0 no rotation.
 
     Absolute, not cumulative. The scaling of cos and sin stays the model's own. `restore` undoes it exactly.
@@ -102,7 +102,7 @@ def scale_frequencies(model: PreTrainedModel, factors: torch.Tensor | float) -> 
             _write(module, name, own * scale)
 
 
-def restore(model: PreTrainedModel, source: str | None = None) -> PreTrainedModel:
+def restore(model: Model, source: str | None = None) -> Model:
     """Undo `drop` and `scale_frequencies` exactly, in place; a model that was not changed is left as it is.
 
     A position-free checkpoint that drope wrote is given the rotation that its `drope.json` records (its weights stay as
@@ -124,16 +124,21 @@ def restore(model: PreTrainedModel, source: str | None = None) -> PreTrainedMode
         from drope.models.rebuild import give_rotation_back  # it builds on this file
 
         give_rotation_back(model, source)
+        if is_position_free(model):
+            raise DropeError(
+                f"{type(model).__name__} was loaded with layers that skip the rotation, which cannot be changed in a "
+                "loaded model: load the original checkpoint instead."
+            )
     return model
 
 
-def is_position_free(model: PreTrainedModel) -> bool:
+def is_position_free(model: nn.Module) -> bool:
     """Whether no layer rotates: after `drop`, or loaded from a checkpoint that drope wrote.
 
     Models without rotary modules are not position free: they hold positions elsewhere or cannot be judged.
     """
     config = getattr(model, "config", None)
-    if config is not None and stops_rotation(config) and not any(hasattr(m, _MEMORY) for m in model.modules()):
+    if config is not None and skips_rotation(config):
         return True
     try:
         modules = rotary_modules(model)

@@ -62,10 +62,9 @@ def layer_type_keys(config: PreTrainedConfig) -> list[str]:
 
 def stops_rotation(config: PreTrainedConfig) -> bool:
     """Whether a configuration already says "no rotation", as those that drope writes do."""
-    text = config.get_text_config(decoder=True)
-    layers = getattr(text, "no_rope_layers", None)
-    if layers and not any(layers):  # 1 = rotate, 0 = do not (SmolLM3, Llama 4)
+    if skips_rotation(config):
         return True
+    text = config.get_text_config(decoder=True)
     parameters = getattr(text, "rope_parameters", None)
     if not parameters:
         return False
@@ -73,7 +72,17 @@ def stops_rotation(config: PreTrainedConfig) -> bool:
     return all(_stopped(p) for p in flat)
 
 
+def skips_rotation(config: PreTrainedConfig) -> bool:
+    """Whether every layer skips its rotary module (SmolLM3, Llama 4), so that its frequencies do not count."""
+    layers = getattr(config.get_text_config(decoder=True), "no_rope_layers", None)
+    return bool(layers) and not any(layers or ())  # 1 = rotate, 0 = do not
+
+
 def _stopped(parameters: dict[str, Any]) -> bool:
+    if parameters.get("rope_type") == "proportional" and parameters.get("partial_rotary_factor") == 0:
+        return True
+    if parameters.get("rope_type") == "longrope":
+        return min([*parameters["short_factor"], *parameters["long_factor"]]) >= _STOPPED
     if float(parameters.get("factor") or 1.0) < _STOPPED:
         return False
     kind = parameters.get("rope_type")

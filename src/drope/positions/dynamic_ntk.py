@@ -32,7 +32,7 @@ class DynamicNTK(Method):
         check_factor("factor", self.factor)
 
     def requirements(self, shape: RopeShape, length: int) -> Requirements:
-        if shape.factor(length) == 1:
+        if shape.factor(length) == 1 or shape.pairs == 1:  # one pair has ω = 1 under any base
             return Requirements()
         return Requirements({"rope_type": "dynamic", "rope_theta": shape.theta, "factor": float(self.factor)})
 

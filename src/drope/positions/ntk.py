@@ -42,7 +42,7 @@ class NTK(Method):
 
 
 def scaled_base(shape: RopeShape, factor: float) -> float:
-    """θ · factor^(d/(d−2)); a head with one pair has no base to change, so it keeps θ."""
+    """θ · factor^(d/(d−2)); one pair has ω = 1 under any base."""
     return shape.theta if shape.head_dim == 2 else shape.theta * factor ** (shape.head_dim / (shape.head_dim - 2))
 
 
