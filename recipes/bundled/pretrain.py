@@ -80,9 +80,9 @@ def retrieval_sets(tokenizer, heldout: Episodes, n: int) -> dict[str, list[tuple
             enc = heldout.encode
             needles = enc([" " + N.NEEDLE.format(key=k, value=v) for k, v in pairs])
             q_ids, a_ids = enc(["\n" + q, " " + N.join_words(a)])
-            spare = CONTEXT - sum(map(len, needles)) - len(q_ids) - len(a_ids)
+            spare = CONTEXT - 1 - sum(map(len, needles)) - len(q_ids) - len(a_ids)
             if spare >= 0:
-                rows.append(([t for t, _ in heldout.context(rng, needles, spare)] + q_ids + a_ids, len(a_ids)))
+                rows.append(([heldout.eos] + [t for t, _ in heldout.context(rng, needles, spare)] + q_ids + a_ids, len(a_ids)))
     return sets
 
 
