@@ -27,7 +27,8 @@ def model_card(provenance: Mapping[str, Any], card: Mapping[str, Any] | None = N
     front["tags"] = ["drope", "long-context", *card.get("tags", [])]
     front |= {key: card[key] for key in ("license", "language") if card.get(key)}
     target, context = provenance["target_length"], provenance["context"]
-    title = card.get("title") or f"{str(source or 'model').rstrip('/').split('/')[-1]}, without positions, {format_count(target)}"
+    name = str(source or "model").rstrip("/").split("/")[-1]
+    title = card.get("title") or f"{name}, without positions, {format_count(target)}"
     lines = ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {title}", ""]
     lines += [_summary(provenance), ""]
     lines += ["## Use", "", _USE, ""]
@@ -48,14 +49,15 @@ model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER_OR_ID")
 tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER_OR_ID")
 ```
 
-The config says "no rotation" through its `rope_parameters`; changing them puts a rotation back that these weights do not want."""
+The config says "no rotation" through its `rope_parameters`: changing them puts a rotation back, which these
+weights cannot use."""
 
 
 def _summary(provenance: Mapping[str, Any]) -> str:
     context, target = provenance["context"], provenance["target_length"]
     text = (
-        f"The rotary position embeddings of the original model (trained at {context:,} tokens) are dropped from every layer, "
-        "as in [DroPE](https://arxiv.org/abs/2512.12167); order is carried by the causal mask alone. "
+        f"The rotary position embeddings of the original model (trained at {context:,} tokens) are dropped from every "
+        "layer, as in [DroPE](https://arxiv.org/abs/2512.12167); order is carried by the causal mask alone. "
     )
     if tokens := provenance.get("tokens"):
         text += f"It was recalibrated on {format_tokens(tokens)} tokens at that context. "

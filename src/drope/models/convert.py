@@ -36,8 +36,8 @@ def convert(
 ) -> Path:
     """Write a checkpoint of `source` without rotation to `out`, whatever its size, with no weights in memory.
 
-    The safetensors files are checked against their headers and the index, then hard-linked (`link`; copied where the
-    file system cannot, or with `link=False`). Config and tokenizer limit are rewritten; tokenizer, generation config and
+    The safetensors files are checked against their headers and the index, then hard-linked (copied where the file
+    system cannot, or with `link=False`). Config and tokenizer limit are rewritten; tokenizer, generation config and
     licence come along. The config is proven on a small random model of the same class (`drope.models.encoding`).
 
     The result has not been recalibrated: it is where training starts, not a model to use.
@@ -68,8 +68,8 @@ def convert(
     encoded = encode(config, target_length, prefer=encoding)
     if encoded.fold != 1.0:
         raise UnsupportedModelError(
-            f"{config.model_type!r}: its rope type scales attention logits by {encoded.fold:.4g}, which only the weights can "
-            "take over. Load the model, drop it and save it: `save` folds that factor in."
+            f"{config.model_type!r}: its rope type scales attention logits by {encoded.fold:.4g}, which only the "
+            "weights can take over. Load the model, drop it and save it: `save` folds that factor in."
         )
     folder = _folder(source, revision)
     if folder.resolve() == out.resolve():
@@ -79,7 +79,8 @@ def convert(
         check_safetensors(file)
     earlier = _earlier(folder)
     beta = float((earlier.get("temperature") or {}).get("beta", 1.0))
-    name = earlier.get("source") or (Path(source).expanduser().name if Path(source).expanduser().exists() else str(source))
+    place = Path(source).expanduser()
+    name = place.resolve().name if place.exists() else str(source)  # a hub id, or no more of a path than it takes
     record = sidecar(
         {"source": name} | earlier | dict(provenance or {}), original=config, encoded=encoded,
         context=rope_shape(config).context, target_length=target_length, beta=beta,
@@ -107,7 +108,8 @@ def convert(
 
 def _refuse_gguf(source: str | Path) -> None:
     path = Path(source).expanduser()
-    if path.suffix.lower() == ".gguf" or (path.is_dir() and not any(path.glob("*.safetensors")) and any(path.glob("*.gguf"))):
+    only_gguf = path.is_dir() and any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))
+    if path.suffix.lower() == ".gguf" or only_gguf:
         raise InputError(
             "model", str(source), "a hub id or a folder with safetensors files",
             "GGUF weights have to be unpacked first: load the file and save it "

@@ -40,9 +40,9 @@ class Encoding:
 def encode(config: PretrainedConfig, target_length: int, *, prefer: str | None = None) -> Encoding:
     """The config of the same class without rotation, for sequences up to `target_length` tokens.
 
-    The candidates of `CANDIDATES` are tried in order (or only `prefer`), each proven on a small random model: its logits
-    equal those of the original class with its rotation dropped, they do not change under gapped positions, and cached
-    decoding equals the full forward.
+    The candidates of `CANDIDATES` are tried in order (or only `prefer`), each proven on a small random model: its
+    logits equal those of the original class with its rotation dropped, they do not change under gapped positions, and
+    cached decoding equals the full forward.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def encode(config: PretrainedConfig, target_length: int, *, prefer: str | None =
             candidate = _with_rope(config, parameters, spec)
             _read_back(candidate)
             return Encoding(name, candidate, reference.prove(parameters, spec))
-        except Exception as error:  # noqa: BLE001  config classes refuse in many ways
+        except Exception as error:  # config classes refuse in many ways
             reasons.append(f"{name}: {error if isinstance(error, DropeError) else repr(error)}")
     raise UnsupportedModelError(
         f"No rope type expresses 'no rotation' for {config.model_type!r}: " + "; ".join(reasons).replace("\n", " ")
@@ -77,7 +77,7 @@ def text_config(config: PretrainedConfig) -> PretrainedConfig:
     """The part of a config that describes the language model."""
     text = config.get_text_config(decoder=True)
     if not getattr(text, "rope_parameters", None):
-        raise UnsupportedModelError(f"{config.model_type!r} has no `rope_parameters` in its config: no rotation to drop.")
+        raise UnsupportedModelError(f"{config.model_type!r} has no `rope_parameters` in its config to drop.")
     return text
 
 
@@ -98,7 +98,7 @@ def config_json(config: PretrainedConfig) -> dict[str, Any]:
     try:
         read = type(config).from_dict(_decoded(copy.deepcopy(added))).get_text_config(decoder=True)
         return added if read.rope_parameters == parameters else plain
-    except Exception:  # noqa: BLE001
+    except Exception:
         return plain
 
 
@@ -162,9 +162,10 @@ def _with_rope(config: PretrainedConfig, parameters: dict[str, Any], spec: _Spec
     text.rope_parameters = copy.deepcopy(parameters)
     text.max_position_embeddings = spec.target
     kinds = list(nested(parameters).values()) or [parameters]
-    if hasattr(text, "original_max_position_embeddings") or not all("original_max_position_embeddings" in k for k in kinds):
-        # Phi3's own key, which overrides the one in the dict; and the only place for the trained context in linear configs.
-        text.original_max_position_embeddings = kinds[0].get("original_max_position_embeddings", spec.context)
+    key = "original_max_position_embeddings"
+    if hasattr(text, key) or not all(key in kind for kind in kinds):
+        # Phi3's own key, which overrides the one in the dict; and linear configs' only place for the trained context.
+        setattr(text, key, kinds[0].get(key, spec.context))
     return new
 
 
@@ -200,10 +201,8 @@ class _Reference:
 
     def prove(self, parameters: dict[str, Any], spec: _Spec) -> float:
         """Check a candidate on the small model; returns the logit factor that only the source's rope type applied."""
-        import torch
-
-        from drope.models.logit_scale import set_logit_scale
         from drope.models.checks import verify
+        from drope.models.logit_scale import set_logit_scale
 
         small = _read_back(_with_rope(self.config, parameters, spec))
         model = build(small)
@@ -218,7 +217,7 @@ class _Reference:
             set_logit_scale(model, fold)
         difference = (_logits(model, self.ids) - self.logits).abs().max()
         if not difference <= 1e-4 * self.logits.abs().max().clamp_min(1):
-            raise VerificationError(f"logits differ by {difference:.2g} from those of the model with its rotation dropped")
+            raise VerificationError(f"logits differ by {difference:.2g} from those of a dropped model")
         return fold
 
 

@@ -1,7 +1,7 @@
 """Folding a constant softmax temperature into the weights: β·(q·k) = (βq)·k, so the last thing that scales q takes β.
 
-That is the gain of the norm on q where there is one (Qwen3, OLMo 2, Gemma 3), else the query projection, weight and bias:
-its own matrix, the query rows of a fused one, or the up-projection of a low-rank (MLA) query.
+That is the gain of the norm on q where there is one (Qwen3, OLMo 2, Gemma 3), else the query projection, weight and
+bias: its own matrix, the query rows of a fused one, or the up-projection of a low-rank (MLA) query.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _scales(norm: nn.Module, changed: dict[str, torch.Tensor], factor: float, ep
             with torch.no_grad():
                 before = norm(probe).float()
                 after = torch.func.functional_call(norm, changed, (probe,)).float()
-        except Exception:  # noqa: BLE001  a norm that wants another layout
+        except Exception:  # a norm that wants another layout
             continue
         return bool(torch.allclose(after, factor * before, rtol=16 * eps, atol=16 * eps * float(before.abs().max())))
     return False
@@ -130,7 +130,9 @@ def _probe_shapes(norm: nn.Module, weight: torch.Tensor) -> list[tuple[int, ...]
     return [(1, 3, width), (1, parts, 3, width)]  # the second: a list of norms, one per head
 
 
-def _query_rows(model: PreTrainedModel, attention: nn.Module, projection: str, module: nn.Module) -> torch.Tensor | None:
+def _query_rows(
+    model: PreTrainedModel, attention: nn.Module, projection: str, module: nn.Module
+) -> torch.Tensor | None:
     """Which output rows of a fused projection make q, as a bool vector; None where the layout is not known."""
     import torch
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from drope.errors import DropeError, InputError, UnsupportedModelError
-from drope.models.shape import skips_rotation
+from drope.models.shape import skips_rotation, stops_rotation
 from drope.models.support import check_supported
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -151,7 +151,11 @@ def is_still(module: nn.Module) -> bool:
     """Whether a rotary module rotates by nothing, now and whatever the length."""
     kinds = getattr(module, "rope_type", "default")
     kinds = list(kinds.values()) if isinstance(kinds, dict) else [kinds]
-    if any("dynamic" in kind or kind == "longrope" for kind in kinds):
+    if any("dynamic" in kind for kind in kinds):
+        return False
+    if "longrope" in kinds and not stops_rotation(
+        cast(Any, module.config)
+    ):  # its long factors are not in the buffers yet
         return False
     return all(buffer.abs().max().item() <= _STILL for buffer in frequencies(module).values())
 

@@ -37,10 +37,10 @@ def save(
 ) -> Path:
     """Write a dropped model as a stock checkpoint in `out`. The model in memory is not changed.
 
-    The config says "no rotation" (`drope.models.encoding`), β is folded into the weights that make q, and the folder holds
-    safetensors, tokenizer, generation config, README.md and drope.json. Before `out` appears, the checkpoint is loaded
-    with `AutoModelForCausalLM.from_pretrained`, checked as every conversion is, and its logits are compared with the
-    model's under `set_logit_scale(beta)`.
+    The config says "no rotation" (`drope.models.encoding`), β is folded into the weights that make q, and the folder
+    holds safetensors, tokenizer, generation config, README.md and drope.json. Before `out` appears, the checkpoint is
+    loaded with `AutoModelForCausalLM.from_pretrained`, checked as every conversion is, and its logits are compared with
+    the model's under `set_logit_scale(beta)`.
 
     Parameters
     ----------
@@ -64,7 +64,9 @@ def save(
     if not is_position_free(model):
         raise InputError("model", type(model).__name__, "a model without rotation", "Call drop(model) before save.")
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "_hf_peft_config_loaded", False):
-        raise UnsupportedModelError("Quantised models and models with adapters cannot be saved: merge or dequantise them first.")
+        raise UnsupportedModelError(
+            "Quantised models and models with adapters: dequantise or merge them before saving."
+        )
     encoded = encode(model.config, target_length, prefer=encoding)
     record = sidecar(
         provenance, original=model.config, encoded=encoded, context=rope_shape(model.config).context,
@@ -85,7 +87,13 @@ def save(
 
 
 def sidecar(
-    provenance: Mapping[str, Any] | None, *, original: Any, encoded: Encoding, context: int, target_length: int, beta: float
+    provenance: Mapping[str, Any] | None,
+    *,
+    original: Any,
+    encoded: Encoding,
+    context: int,
+    target_length: int,
+    beta: float,
 ) -> dict[str, Any]:
     """The contents of drope.json."""
     from drope.models.shape import stops_rotation
@@ -96,7 +104,8 @@ def sidecar(
     if stops_rotation(original):  # the rotation is on record only: in the drope.json that the model came with
         first = first or _recorded_original(original)
     else:
-        first = {"rope_parameters": text.rope_parameters, "max_position_embeddings": text.max_position_embeddings} | first
+        own = {"rope_parameters": text.rope_parameters, "max_position_embeddings": text.max_position_embeddings}
+        first = own | first
     temperature = {"beta": beta, "length": target_length} | dict(given.pop("temperature", None) or {})
     record = {
         "schema": SCHEMA,
@@ -189,7 +198,8 @@ def _prove(model: PreTrainedModel, folder: Path, beta: float) -> None:
         if before is not None:
             set_logit_scale(model, before)
         model.train(training)
-    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).to(model.device)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+    loaded = loaded.to(model.device)
     verify(loaded, ids)
     found = _logits(loaded, ids)
     allowed = tolerance(model.dtype, folded=beta != 1)

@@ -1,4 +1,4 @@
-"""A small random model of the same class and the same rotary settings as a config, to prove a config on without its weights."""
+"""A small random model of a config's class and rotary settings, to prove the config on without its weights."""
 
 from __future__ import annotations
 
@@ -67,11 +67,10 @@ def tiny_model(config: PretrainedConfig, *, seed: int = 0) -> PreTrainedModel:
         try:
             small = tiny_config(config, narrow=narrow)
             return build(small, seed=seed)
-        except Exception as error:  # noqa: BLE001  whatever a config class objects to
+        except Exception as error:  # whatever a config class objects to
             reasons.append(f"{type(error).__name__}: {error}")
-    raise UnsupportedModelError(
-        f"No small model of type {config.model_type!r} could be built to prove the conversion on ({'; '.join(dict.fromkeys(reasons))})."
-    )
+    why = "; ".join(dict.fromkeys(reasons))
+    raise UnsupportedModelError(f"No small {config.model_type!r} could be built to prove the conversion on ({why}).")
 
 
 def build(small: PretrainedConfig, *, seed: int = 0) -> PreTrainedModel:
@@ -88,7 +87,7 @@ def build(small: PretrainedConfig, *, seed: int = 0) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-        if parameter.ndim >= 2:  # entries of size 1/sqrt(fan in) make logits of order 1, so attention is far from uniform
+        if parameter.ndim >= 2:  # 1/sqrt(fan in) makes attention logits of order 1: far from uniform
             parameter.normal_(0, 1 / math.sqrt(parameter.shape[-1]), generator=generator)
     embeddings = model.get_input_embeddings().weight
     embeddings.normal_(0, 1, generator=generator)
