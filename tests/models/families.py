@@ -26,6 +26,8 @@ _MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _WIDE = {"head_dim": 8, "query_pre_attn_scalar": 8}
 _GEMMA_LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
 _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": CONTEXT}
+_PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+_PROPORTIONAL = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5}
 _LATENT = {
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
     "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2,
@@ -40,6 +42,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma": ("GemmaConfig", {"head_dim": 8}),
     "Gemma2": ("Gemma2Config", _WIDE | {"sliding_window": 16}),
     "Gemma3": ("Gemma3TextConfig", _WIDE | _GEMMA_LAYERS),
+    "Gemma4": (
+        "Gemma4TextConfig",
+        _GEMMA_LAYERS
+        | {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
+        | {"rope_parameters": {"sliding_attention": _PLAIN, "full_attention": _PROPORTIONAL}},
+    ),
+    "LFM2": ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
     "Phi": ("PhiConfig", {}),
     "Phi3": ("Phi3Config", {"original_max_position_embeddings": CONTEXT}),
     "GPT-NeoX": (

@@ -157,6 +157,14 @@ def test_a_class_that_ignores_the_rope_type_is_found_out():
         pass
 
 
+def test_a_rotation_that_a_method_would_lay_out_differently_is_refused():
+    made = model("Gemma4")
+    before = logits(made)
+    with pytest.raises(UnsupportedModelError, match=r"Gemma4TextRotaryEmbedding does not carry out PI"):
+        models.apply(made, PI(), LENGTH).__enter__()
+    assert torch.equal(logits(made), before)
+
+
 def test_a_rotary_module_without_a_configuration_cannot_be_scaled_but_can_be_dropped():
     class Own(torch.nn.Module):
         def __init__(self, inv_freq):

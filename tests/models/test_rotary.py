@@ -224,6 +224,8 @@ REFUSED: dict[str, tuple[str, str, dict]] = {
                              "num_hidden_layers": 3, "vocab_size": 96, "intermediate_size": 32, "lru_width": 32}),
     "GPTNeoConfig": ("gpt_neo", "learned", {"hidden_size": 32, "num_heads": 2, "num_layers": 2, "vocab_size": 96,
                                             "attention_types": [[["global", "local"], 1]]}),
+    "PhimoeConfig": ("phimoe", "anew in every call", {"hidden_size": 32, "num_attention_heads": 2, "vocab_size": 96,
+                     "num_hidden_layers": 1, "num_key_value_heads": 2, "intermediate_size": 32}),
     "MambaConfig": ("mamba", "recurrent", {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 96}),
 }  # fmt: skip
 

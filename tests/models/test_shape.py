@@ -21,6 +21,7 @@ def test_the_shape_gives_the_frequencies_of_the_module(family):
     module = next(iter(rotary_modules(made).values()))
     found = frequencies(module)
     buffer = found.get("full_attention_inv_freq", next(iter(found.values())))
+    buffer = buffer[buffer != 0]  # Gemma 4 writes a partial rotation as frequencies of 0
     torch.testing.assert_close(buffer.double(), inverse_frequencies(shape), rtol=1e-5, atol=0)
 
 

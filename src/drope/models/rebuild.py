@@ -94,7 +94,8 @@ def rebuild_for(
     expected = inverse_frequencies(shape)
     if parameters["rope_type"] != "dynamic":  # which starts from plain RoPE and follows the input
         expected = expected * method.scaling(shape, length)
-    if made.shape != expected.shape or not torch.allclose(made, expected, rtol=1e-3):
+    same_layout = {k: v.shape for k, v in buffers.items()} == {k: v.shape for k, v in frequencies(module).items()}
+    if not same_layout or made.shape != expected.shape or not torch.allclose(made, expected, rtol=1e-3):
         raise UnsupportedModelError(
             f"{type(module).__name__} does not carry out {method.label} (rope_type {parameters['rope_type']!r}): "
             "the frequencies that it makes are not the method's. Leave this method out for this model."

@@ -153,9 +153,8 @@ def is_still(module: nn.Module) -> bool:
     kinds = list(kinds.values()) if isinstance(kinds, dict) else [kinds]
     if any("dynamic" in kind for kind in kinds):
         return False
-    if "longrope" in kinds and not stops_rotation(
-        cast(Any, module.config)
-    ):  # its long factors are not in the buffers yet
+    # the long factors of LongRoPE are not in the buffers: the configuration has to say that they stop it too
+    if "longrope" in kinds and not stops_rotation(cast(Any, module.config)):
         return False
     return all(buffer.abs().max().item() <= _STILL for buffer in frequencies(module).values())
 

@@ -38,7 +38,10 @@ def rope_shape(config: PreTrainedConfig) -> RopeShape:
         context = own or getattr(text, "original_max_position_embeddings", None) or context
     width = _head_width(text)
     rotated = int(width * float(parameters.get("partial_rotary_factor") or 1.0))
-    return RopeShape(theta=float(parameters["rope_theta"]), head_dim=rotated, context=int(context))
+    theta = float(parameters["rope_theta"])
+    if parameters.get("rope_type") == "proportional" and not _stopped(parameters):
+        theta **= rotated / width  # exponents run over the whole head (Gemma 4): the same ω_m, written over the part
+    return RopeShape(theta=theta, head_dim=rotated, context=int(context))
 
 
 def rope_parameters(config: PreTrainedConfig) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ _LEARNED = "it adds learned position embeddings to the token embeddings, and has
 _SINUSOIDAL = "it adds sinusoidal position embeddings to the token embeddings, and has no rotation to drop"
 _ALIBI = "it uses ALiBi, a bias on attention scores that grows with distance, and has no rotation to drop"
 _NO_MODULE = "it rotates inside its attention layers, without a rotary module whose frequencies could be set"
+_RECOMPUTED = "its rotary module makes its frequencies anew in every call, so they cannot be set"
 _RECURRENT = "it mixes recurrent layers, which carry position of their own, with windowed attention"
 _NO_ATTENTION = "it is recurrent: it has no attention layers with positions to drop"
 _ENCODER_DECODER = "it is an encoder-decoder model; only decoder-only language models can be converted"
@@ -22,6 +23,7 @@ _REASONS: dict[str, str] = {
     **dict.fromkeys(("xglm", "ctrl"), _SINUSOIDAL),
     **dict.fromkeys(("bloom", "mpt"), _ALIBI),
     **dict.fromkeys(("gptj", "codegen"), _NO_MODULE),
+    "phimoe": _RECOMPUTED,
     "recurrent_gemma": _RECURRENT,
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"), _NO_ATTENTION),
 }
