@@ -114,7 +114,7 @@ def _named(style: Style) -> str:
     return {
         "scaling": f"the best RoPE scaling ({style.label})",
         "rope": "RoPE as it was",
-        "control": "RoPE trained on the same tokens",
+        "control": "RoPE trained on the same tokens" + (f" ({style.label})" if style.name != "control" else ""),
         "nope": "NoPE without recalibration",
     }.get(style.kind, style.label)
 

@@ -133,10 +133,10 @@ def _line(line: Line, x: Axis, y: Axis) -> Markup:
     points, parts = line.points, []
     if any(p.high > p.low for p in points):
         upper, lower = [(x(p.x), y(p.high)) for p in points], [(x(p.x), y(p.low)) for p in reversed(points)]
-        if len(points) > 1:
+        if line.line and len(points) > 1:
             parts.append(path(upper + lower, class_="band"))
         else:
-            parts.append(path([upper[0], lower[0]], class_="whisker"))
+            parts += [path([(x(p.x), y(p.low)), (x(p.x), y(p.high))], class_="whisker") for p in points]
     if line.line and len(points) > 1:
         parts.append(path([(x(p.x), y(p.y)) for p in points], class_="line", stroke_dasharray=line.style.dash))
     if line.marks or len(points) == 1:

@@ -169,13 +169,13 @@ def temperature(results: Results) -> list[Panel]:
     ticks = [(float(n), [times(n, results.context), format_count(int(n))]) for n in sorted({results.context, *spans})]
     across = Scale(x_low, x_high, ticks, "length", log=True)
     a = coefficient(results)
-    betas = [exact(r["length"], r["beta"], f"{r['beta']:.3f}") for r in rows]
+    betas = [_fitted(r) for r in rows]
     lines = [Line(_OURS, betas, line=a is None)]
     if a is not None:
         lengths = sorted({*(x_low * (x_high / x_low) ** (i / 60) for i in range(61)), float(results.context)})
         curve = [exact(n, 1 + a * math.log(max(1.0, n / results.context))) for n in lengths]
         lines.append(Line(_FIT, curve, marks=False))
-    low, high = ends([p.y for line in lines for p in line.points] + [1.0])
+    low, high = ends([v for line in lines for p in line.points for v in (p.low, p.high)] + [1.0])
     said = ", ".join(f"{r['beta']:.3f} at {times(r['length'], results.context)}" for r in rows)
     beta_chart = Chart(
         lines, across, Scale(low, high, _value_ticks(low, high, False), "softmax temperature β"),
@@ -198,6 +198,14 @@ def temperature(results: Results) -> list[Panel]:
         )  # fmt: skip
         out.append(Panel("What it buys", _pair(loss_chart)))
     return out
+
+
+def _fitted(row: dict[str, Any]) -> Point:
+    """β with the 95% interval of its standard error, where one is known."""
+    if not finite(row.get("beta_se")):
+        return exact(row["length"], row["beta"], f"{row['beta']:.3f}")
+    low, high = row["beta"] - 1.96 * row["beta_se"], row["beta"] + 1.96 * row["beta_se"]
+    return Point(row["length"], row["beta"], low, high, f"{row['beta']:.3f}  {low:.3f} to {high:.3f}")
 
 
 def temperature_styles(results: Results) -> list[Style]:

@@ -65,11 +65,22 @@ def styles(results: Results, only: Iterable[str] | None = None) -> dict[str, Sty
     present = dict.fromkeys(seen)
     known = [style for style in _KNOWN if style.name in present]
     names = {style.name for style in known}
-    unknown = [name for name in present if name not in names]
-    for i, name in enumerate(unknown):
+    others = [name for name in present if name not in names]
+    known += [style for name in others if (style := _on_control(name))]
+    for i, name in enumerate(name for name in others if not _on_control(name)):
         slot, marker, dash = _EXTRA[i % len(_EXTRA)]
         known.append(Style(name, name, "other", slot, marker, dash))
     if only is not None:
         wanted = set(only)
         known = [style for style in known if style.name in wanted]
-    return {style.name: replace(style) for style in known}
+    return {style.name: style for style in known}
+
+
+def _on_control(name: str) -> Style | None:
+    """`control_yarn`: a scaling method on the control, in the method's colour."""
+    base = next((s for s in _KNOWN if name == f"control_{s.name}"), None)
+    if base is None:
+        return None
+    about = f"{base.label} on the RoPE control: as much training as DroPE, and scaling on top"
+    label = f"Control + {base.label}"
+    return replace(base, name=name, label=label, kind="control", marker="ring", dash="2 3", about=about)

@@ -163,12 +163,15 @@ def _temperature(results: Results) -> Section | None:
     if rows:
         row = max(rows, key=lambda r: r["length"])
         change = row["loss"] - row["loss_without"]
-        lead += (
-            f" At {times(row['length'], results.context)} it changes the loss by {_signed(change, 3)} nats per token."
-        )
+        give = f" ± {1.96 * row['gain_se']:.3f}" if finite(row.get("gain_se")) else ""
+        where = times(row["length"], results.context)
+        lead += f" At {where} it changes the loss by {_signed(change, 3)}{give} nats per token."
     caption = (
         "β multiplies the attention logits at inference. It is fitted at each length; the curve is the fit to all."
     )
+    bound = [times(r["length"], results.context) for r in results.temperature if r.get("at_bound") is True]
+    if bound:
+        caption += f" At {', '.join(bound)} it lies at an end of the searched interval: the best may lie outside."
     if len(panels) > 1:
         caption += " The loss is that of held-out text, with β and without."
     return Section(

@@ -70,6 +70,8 @@ def synthetic(
                 "loss": 3.1 + 0.02 * k,
                 "loss_without": 3.1 + 0.05 * k,
                 "a": 0.161,
+                "beta_se": 0.012,
+                "gain_se": 0.004,
             }
         )
     out.meta = {
