@@ -37,7 +37,8 @@ def test_headline_when_drope_loses_names_the_winner():
 def test_headline_does_not_choose_between_overlapping_intervals():
     said = report.headline(shares({("single", "drope", 512): 0.52, ("single", "yarn", 512): 0.5}, n=50))
     assert "cannot be told apart" in said
-    assert "overlapping" in said
+    assert "52%" in said
+    assert "50%" in said
 
 
 def test_headline_when_nothing_works():
@@ -52,7 +53,7 @@ def test_a_rival_that_is_the_control_is_called_so():
 
 def test_scaling_on_the_control_is_told_from_scaling_alone():
     said = report.headline(shares({("single", "drope", 512): 0.9, ("single", "control_yarn", 512): 0.4}))
-    assert "RoPE trained on the same tokens (Control + YaRN) 40%" in said
+    assert "YaRN on RoPE trained alike 40%" in said
 
 
 def test_headline_speaks_of_the_target_and_not_of_the_kindest_length():

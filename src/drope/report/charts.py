@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from drope.quantities import format_count
 from drope.report import scores
-from drope.report.lines import Chart, Line, Point, Scale, draw
+from drope.report.lines import Chart, Line, Point, Scale, draw, responsive
 from drope.report.methods import Style, styles, task_label
 from drope.report.scores import finite, percent, times
 from drope.report.svg import Axis, drawing, path, tag, tip
@@ -33,7 +33,8 @@ def ranked(results: Results, length: int) -> Markup | None:
     found, looks = scores.ranking(results, length), styles(results)
     if not found:
         return None
-    width, row, left = 430.0, 34.0, 116.0
+    width, row = 430.0, 34.0
+    left = 20 + 6.4 * max(len(_short(looks[s.method].label)) for s in found)
     x = Axis(0, 1, left, width - 50)
     height = row * len(found) + 30
     parts = []
@@ -64,7 +65,7 @@ def success(results: Results) -> list[Panel]:
     lengths = sorted({m.length for m in rows})
     if len(lengths) < 2:
         return []
-    width = {1: 560, 2: 460, 3: 360}.get(len(tasks), 280)
+    width = {1: 1080, 2: 530, 3: 360}.get(len(tasks), 280)
     ticks = [(float(n), [times(n, results.context), format_count(n)]) for n in _thin(lengths, width // 44)]
     scale = Scale(lengths[0] / 1.18, lengths[-1] * 1.18, ticks, log=True)
     out = []
@@ -81,7 +82,10 @@ def success(results: Results) -> list[Panel]:
         )
         chart = Chart(lines, scale, PERCENT, f"{task_label(task)}, success against length: {said}.",
                       lambda n: f"{times(n, results.context)} · {int(n)} tokens", context=results.context)  # fmt: skip
-        out.append(Panel(task_label(task), draw(chart, width, 230 if width < 300 else 260)))
+        svg = draw(chart, width, 230 if width < 300 else 260)
+        if width > 500:
+            svg = responsive(chart, (width, 300 if width < 600 else 380), (380, 280))
+        out.append(Panel(task_label(task), svg))
     return out
 
 
@@ -130,7 +134,7 @@ def _heat(
             parts.append(tag("rect", class_="cell", **box))
             parts.append(tag("rect", class_="cell heat", fill_opacity=f"{m.value:.3f}", **box, **shown))
             if step >= 24 and high >= 13:
-                side = "over" if m.value > 0.55 else "under"
+                side = "over" if m.value > 0.7 else "amid" if m.value > 0.57 else "under"  # by contrast, in each scheme
                 parts.append(
                     tag("text", f"{100 * m.value:.0f}", x=x + step / 2, y=y + high / 2 + 3.6, class_=f"inside {side}")
                 )
@@ -155,7 +159,7 @@ def _success_tip(m: Measurement) -> str:
     return f"{percent(m.value)}{bounds}  n {m.n}"
 
 
-def _short(label: str, most: int = 16) -> str:
+def _short(label: str, most: int = 20) -> str:
     return label if len(label) <= most else label[: most - 1] + "…"
 
 

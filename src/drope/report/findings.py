@@ -44,10 +44,7 @@ def headline(results: Results) -> str:
         return f"{where}, DroPE answers {ours} of the needle questions; {named} {theirs}."
     if state == "behind":
         return f"{where}, DroPE falls behind: it answers {ours} of the needle questions, {named} {theirs}."
-    return (
-        f"{where}, DroPE and {named} cannot be told apart: {ours} and {theirs} of the needle questions, "
-        "with overlapping intervals."
-    )
+    return f"{where}, DroPE and {named} cannot be told apart: {ours} and {theirs} of the needle questions."
 
 
 def standfirst(results: Results) -> list[str]:
@@ -114,7 +111,8 @@ def _named(style: Style) -> str:
     return {
         "scaling": f"the best RoPE scaling ({style.label})",
         "rope": "RoPE as it was",
-        "control": "RoPE trained on the same tokens" + (f" ({style.label})" if style.name != "control" else ""),
+        "control": "RoPE trained on the same tokens",
+        "control-scaled": f"{style.label.removeprefix('Control + ')} on RoPE trained alike",
         "nope": "NoPE without recalibration",
     }.get(style.kind, style.label)
 

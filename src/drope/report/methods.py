@@ -13,7 +13,7 @@ class Style:
     """One method in every figure. `slot` names its colour in the style sheet, so no user input reaches a class name.
 
     kind: `drope`, `scaling` (RoPE stretched at inference), `rope`, `control` (RoPE trained on the same tokens),
-    `nope` (rotation removed, nothing trained) or `other`.
+    `control-scaled`, `nope` (rotation removed, nothing trained) or `other`.
     """
 
     name: str
@@ -83,4 +83,4 @@ def _on_control(name: str) -> Style | None:
         return None
     about = f"{base.label} on the RoPE control: as much training as DroPE, and scaling on top"
     label = f"Control + {base.label}"
-    return replace(base, name=name, label=label, kind="control", marker="ring", dash="2 3", about=about)
+    return replace(base, name=name, label=label, kind="control-scaled", marker="ring", dash="2 3", about=about)
