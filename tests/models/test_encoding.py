@@ -114,3 +114,29 @@ def test_tiny_models_keep_what_matters_and_positions_matter_to_them():
     plain = model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     gapped = model(ids, attention_mask=torch.ones_like(ids), position_ids=7 * ids, use_cache=False).logits
     assert (plain - gapped).abs().max() > 1e-2, "a proof on such a model would prove nothing"
+
+
+def test_widths_that_differ_by_layer_type(tmp_path):
+    from transformers import Gemma4TextConfig
+
+    config = Gemma4TextConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, global_head_dim=16, vocab_size_per_layer_input=96,
+        hidden_size_per_layer_input=8, layer_types=["sliding_attention", "full_attention"], sliding_window=16,
+        max_position_embeddings=families.CONTEXT, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    encoded = encode(config, TARGET)
+    assert encoded.name == "proportional"
+    assert is_position_free(AutoModelForCausalLM.from_config(type(config).from_dict(encoded.to_json())))
+
+
+def test_the_global_rope_parameters_of_hybrids_are_proven_on_an_attention_layer():
+    from transformers import BambaConfig
+
+    config = BambaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, attn_layer_indices=[2], mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8,
+        mamba_n_groups=1, max_position_embeddings=families.CONTEXT, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    assert tiny_config(config).attn_layer_indices == [1]
+    assert encode(config, TARGET).name == "llama3"

@@ -117,6 +117,17 @@ def test_half_precision_is_saved_in_half_precision(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_slightly_wrong_fold_is_found_in_any_precision(dtype, tmp_path, monkeypatch):
+    import drope.models.fold as folding
+
+    real = folding._scaled
+    monkeypatch.setattr(folding, "_scaled", lambda parameter, factor, rows=None: real(parameter, 1.02 * factor, rows))
+    with pytest.raises(VerificationError):
+        save(drop(families.model("Llama")).to(dtype), tmp_path / "out", target_length=TARGET, beta=BETA)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_folding_touches_query_rows_only():
     model = families.model("GPT-NeoX")
     name = "gpt_neox.layers.0.attention"

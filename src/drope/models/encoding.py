@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,9 @@ def config_json(config: PretrainedConfig) -> dict[str, Any]:
     target["rope_theta"] = flat["rope_theta"]
     target["rope_scaling"] = {k: v for k, v in flat.items() if k != "rope_theta"}
     try:
-        read = type(config).from_dict(_decoded(copy.deepcopy(added))).get_text_config(decoder=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # families that call these keys deprecated do without them
+            read = type(config).from_dict(_decoded(copy.deepcopy(added))).get_text_config(decoder=True)
         return added if read.rope_parameters == parameters else plain
     except Exception:
         return plain

@@ -248,8 +248,10 @@ def _expert_share(text: PretrainedConfig) -> float:
 
 def _attention_flops(text: PretrainedConfig, context: int) -> int:
     """Scores and weighted sums for one token, averaged over a causal context (half of it is visible)."""
+    from drope.models.shape import head_width
+
     heads = text.num_attention_heads
-    width = getattr(text, "qk_head_dim", None) or getattr(text, "head_dim", None) or text.hidden_size // heads
+    width = getattr(text, "qk_head_dim", None) or head_width(text)
     value = getattr(text, "v_head_dim", None) or width
     types = list(getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers)
     window = getattr(text, "sliding_window", None) or context

@@ -81,8 +81,8 @@ def add_qk_norm(
         for the distance in the report
     init : `fitted` minimises the squared distance of gain · normalised q from q (and of k) per channel; where the
         rotation is still on, the two channels of a pair share a gain, so that gain and rotation commute. `ones` is the
-        paper's. Closest in q and k is not always closest in the output: where the product of their RMS is near 1 anyway,
-        `ones` can be as close; the report tells.
+        paper's. Closest in q and k is not always closest in the output: where the product of their RMS is near 1
+        anyway, `ones` can be as close; the report tells.
 
     Raises
     ------

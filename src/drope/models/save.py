@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _CHECK_TOKENS = 32
+_EXACT = ("torch.float32", "torch.float64")  # precise enough for logits to show whether β was folded rightly
 
 
 def save(
@@ -72,6 +73,8 @@ def save(
         provenance, original=model.config, encoded=encoded, context=rope_shape(model.config).context,
         target_length=target_length, beta=beta,
     )  # fmt: skip
+    if beta != 1 and str(model.dtype) not in _EXACT:
+        _prove_fold(model, beta)  # rounding would hide a wrong fold in the comparison of the written checkpoint
     with new_folder(Path(out), overwrite) as folder:
         shell = _shell(model, encoded, beta)
         shell.save_pretrained(folder)
@@ -211,11 +214,37 @@ def _prove(model: PreTrainedModel, folder: Path, beta: float) -> None:
         )
 
 
+def _prove_fold(model: PreTrainedModel, beta: float) -> None:
+    """Fold β into a small float32 model of the same class and compare it with β applied to its attention."""
+    import torch
+
+    from drope.models.encoding import text_config
+    from drope.models.fold import fold
+    from drope.models.logit_scale import set_logit_scale
+    from drope.models.rotary import drop
+    from drope.models.tiny import VOCABULARY, tiny_model
+
+    small = drop(tiny_model(text_config(model.config)))
+    changed = fold(small, dict.fromkeys(softmax_scalings(small), beta))
+    ids = torch.randint(0, VOCABULARY, (2, _CHECK_TOKENS), generator=torch.Generator().manual_seed(0))
+    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    with torch.no_grad():
+        found = torch.func.functional_call(small, changed, (), arguments).logits
+    set_logit_scale(small, beta)
+    expected = _logits(small, ids)
+    difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+    if not difference <= tolerance(torch.float32, folded=True):
+        raise VerificationError(
+            f"Folding β into a small {model.config.model_type!r} changed its logits by {difference:.2g} of their size. "
+            "Nothing was written."
+        )
+
+
 def tolerance(dtype: torch.dtype, *, folded: bool) -> float:
     """Largest difference of logits, as a share of the largest logit, that rounding explains in a dtype."""
     import torch
 
-    if dtype in (torch.float32, torch.float64):
+    if str(dtype) in _EXACT:
         return 1e-4
     eps = torch.finfo(dtype).eps
     return (16 if folded else 4) * eps  # folding rounds the weights of q once more

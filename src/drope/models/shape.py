@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from drope.errors import UnsupportedModelError
 from drope.models.support import check_supported, family
@@ -36,7 +36,7 @@ def rope_shape(config: PreTrainedConfig) -> RopeShape:
     if parameters.get("rope_type", "default") != "default":
         own = parameters.get("original_max_position_embeddings")
         context = own or getattr(text, "original_max_position_embeddings", None) or context
-    width = _head_width(text)
+    width = head_width(text)
     rotated = int(width * float(parameters.get("partial_rotary_factor") or 1.0))
     theta = float(parameters["rope_theta"])
     if parameters.get("rope_type") == "proportional" and not _stopped(parameters):
@@ -94,10 +94,12 @@ def _stopped(parameters: dict[str, Any]) -> bool:
     return kind in ("linear", "proportional")
 
 
-def _head_width(config: PreTrainedConfig) -> int:
+def head_width(config: PreTrainedConfig) -> int:
     """Channels of a head that its rotary module is built for."""
     latent = getattr(config, "qk_rope_head_dim", None)  # DeepSeek: only this part of a head is rotated
     if latent:
         return int(latent)
+    if getattr(config, "is_heterogeneous", False):  # Gemma 4: widths differ by layer type
+        config = cast(Any, config).per_layer_config["full_attention"]
     width = getattr(config, "global_head_dim", None) or getattr(config, "head_dim", None)
     return int(width or config.hidden_size // config.num_attention_heads)

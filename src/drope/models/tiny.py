@@ -30,6 +30,11 @@ def tiny_config(config: PretrainedConfig, *, narrow: bool = True) -> PretrainedC
     for key, value in values.items():
         if isinstance(value, list) and len(value) == layers:
             values[key] = [value[i] for i in kept]
+    if isinstance(attention := values.get("attn_layer_indices"), list):  # Bamba: which layers are not recurrent
+        values["attn_layer_indices"] = [new for new, old in enumerate(kept) if old in attention]
+    if isinstance(by_layer := values.get("per_layer_config"), dict):  # Gemma 4: settings by layer number
+        own = {int(key): value for key, value in by_layer.items()}
+        values["per_layer_config"] = {str(new): own[old] for new, old in enumerate(kept) if old in own}
     values["num_hidden_layers"] = len(kept)
     values["vocab_size"] = VOCABULARY
     if isinstance(values.get("vocab_size_per_layer_input"), int):
@@ -99,7 +104,8 @@ def _layers_of_each_kind(values: dict[str, Any], layers: int) -> list[int]:
     first = max(values.get("first_k_dense_replace") or 0, 0)
     seen: dict[str, int] = {}
     for i in range(layers):
-        seen.setdefault(repr(([v[i] for v in lists], i >= first)), i)
+        kind = ([v[i] for v in lists], i >= first, i in (values.get("attn_layer_indices") or ()))
+        seen.setdefault(repr(kind), i)
     kept = sorted(seen.values())
     return kept if len(kept) > 1 or layers == 1 else [0, 1]
 
@@ -120,6 +126,9 @@ def _narrow(values: dict[str, Any]) -> None:
             values[key] = 32
         elif isinstance(values.get(key), list):
             values[key] = [32] * len(values[key])
+    expand, state = values.get("mamba_expand"), values.get("mamba_d_head")
+    if isinstance(values.get("mamba_n_heads"), int) and expand and isinstance(state, int):
+        values["mamba_n_heads"] = max(1, expand * values["hidden_size"] // state)
     for key in ("q_lora_rank", "kv_lora_rank"):
         if isinstance(values.get(key), int):
             values[key] = min(values[key], 32)
