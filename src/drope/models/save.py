@@ -78,6 +78,8 @@ def save(
     with new_folder(Path(out), overwrite) as folder:
         shell = _shell(model, encoded, beta)
         shell.save_pretrained(folder)
+        for file in folder.glob("*.safetensors"):
+            file.chmod(0o644)  # safetensors makes them private; a checkpoint is not
         write_json(folder / "config.json", config_json(shell.config))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
