@@ -14,9 +14,9 @@ def haystack(spec: str = "stdlib", *, text_field: str = "text") -> list[str]:
 
     Parameters
     ----------
-    spec : `stdlib` is the held-out prose of the language reference (about 25 thousand tokens), then, for haystacks longer
-        than that, the rest of its prose and the docstrings, which training on `stdlib` does see; `stdlib:heldout` is the
-        first part alone. Or a text file, a folder, or a hub dataset (`hub:org/name`; read up to 20 million characters).
+    spec : `stdlib` is the held-out prose of the language reference (about 25 thousand tokens), then, for longer
+        haystacks, the rest of its prose and the docstrings, which training on `stdlib` does see; `stdlib:heldout` is
+        the first part alone. Or a text file, a folder, or a hub dataset (`hub:org/name`, its first 20M characters).
 
     Raises
     ------

@@ -7,8 +7,9 @@ is cached depends on the source's content, the tokenizer and the context alone; 
 from __future__ import annotations
 
 import itertools
+import logging
 import os
-import warnings
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ from drope.progress import track
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_log = logging.getLogger(__name__)
 _VERSION = 1  # raise when the packing itself changes, so that old caches are not taken
 _WHOLE = 64 << 20  # bytes: smaller texts are packed whole, larger ones as far as a run needs
 _HELDOUT_BLOCKS = 64
@@ -35,7 +37,7 @@ _PIECE = 1 << 20  # characters tokenised at once
 class Blocks:
     """Packed tokens in training order.
 
-    dataset : `datasets.Dataset` with the column `input_ids`, each row int of shape (context,); row i is sample i of the run
+    dataset : `datasets.Dataset` with the column `input_ids`, rows of shape (context,); row i is sample i of a run
     fingerprint : digest of content and order
     epochs : times that the most repeated source is seen
     """
@@ -72,8 +74,8 @@ def pack(
     tokens : how many to return, rounded down to whole blocks; None: each block once. More than exist are repeated in
         further epochs, each in a new order, with a warning.
     cache_dir : where packed blocks are kept; by default `$DROPE_CACHE`, else `~/.cache/drope`
-    heldout : the blocks that training never sees (at most 64): the source's own held-out split where it has one, else its
-        first blocks, one in fifty
+    heldout : the blocks that training never sees, at most 64 of each source: its own held-out split where it has one,
+        else its first blocks, one in fifty
 
     Raises
     ------
@@ -141,23 +143,28 @@ class _Packer:
         if self.heldout and own:
             documents: Iterable[str] = source.heldout_documents() or ()
             return self._cached(source, {"kind": "heldout"}, self._pack(documents), _HELDOUT_BLOCKS)
+        # Which blocks are held out must not hang on the amount asked for, or two calls could overlap.
         size = source.size()
+        large = size is None or size > _WHOLE
         target = None
-        if wanted is not None and (size is None or size > max(_WHOLE, 16 * wanted * self.context)):
-            # Doubling targets: a slightly longer run finds its cache, and a part is never the order of a longer part.
-            target = 1 << (wanted + (0 if own else _HELDOUT_BLOCKS) - 1).bit_length()
+        if large and self.heldout:
+            target = 2 * _HELDOUT_BLOCKS
+        elif large and wanted is not None and (size is None or size > 16 * wanted * self.context):
+            # Doubling targets: a slightly longer run finds its cache, and the order of a run hangs on its length alone.
+            target = 1 << (wanted + _HELDOUT_BLOCKS - 1).bit_length()
         packed = self._cached(source, {"kind": "text", "target": target}, self._pack(source.documents()), target)
         if own:
             return packed
         total = len(packed.dataset)
-        apart = min(_HELDOUT_BLOCKS, max(total // 50, 1 if total > 1 else 0))
-        if self.heldout and not apart:
-            raise InputError("data", source.spec, f"text of at least two blocks of {self.context} tokens, one to hold out")
+        apart = min(_HELDOUT_BLOCKS, total // 2 if large else max(total // 50, min(1, total - 1)))
+        if not (apart if self.heldout else total - apart):
+            allowed = f"text of at least two blocks of {self.context} tokens, one of them to hold out"
+            raise InputError("data", source.spec, allowed)
         rows = range(apart) if self.heldout else range(apart, total)
         return _Cached(packed.dataset.select(rows), packed.key, False)
 
     def order(self, parts: list[tuple[_Cached, int, Source]]) -> Blocks:
-        """Concatenate the parts and fix the order: per part one permutation an epoch, then the parts shuffled together."""
+        """Fix the order: a new permutation of each part for each epoch, then the parts shuffled together."""
         from datasets import concatenate_datasets
 
         rng = np.random.default_rng(self.seed)
@@ -167,10 +174,10 @@ class _Packer:
             n = min(wanted, have) if self.heldout else wanted
             epochs = max(epochs, n / have)
             if n > have:
-                warnings.warn(
-                    f"{n * self.context:,} tokens of {source.spec} were asked for and it holds {have * self.context:,}: "
-                    f"each block is seen {n / have:.1f} times.",
-                    stacklevel=3,
+                asked, held = f"{n * self.context:,}", f"{have * self.context:,}"
+                _log.warning(
+                    "%s tokens of %s were asked for and it holds %s: each block is seen %.1f times.",
+                    *(asked, source.spec, held, n / have),
                 )
             epoch = np.arange(have) if cached.ordered else None
             rows = [epoch if epoch is not None else rng.permutation(have) for _ in range(-(-n // have))]
@@ -196,7 +203,8 @@ class _Packer:
             try:
                 with new_folder(folder, field="cache_dir") as temporary:
                     n = self._write(temporary / "blocks.arrow", itertools.islice(rows, limit), source.spec, limit)
-                    write_json(temporary / "blocks.json", {"spec": source.spec, "context": self.context, "blocks": n, **kind})
+                    about = {"spec": source.spec, "context": self.context, "blocks": n, **kind}
+                    write_json(temporary / "blocks.json", about)
             except (InputError, OSError):
                 if not (folder / "blocks.json").exists():  # else another process has just made the same
                     raise
@@ -223,9 +231,12 @@ class _Packer:
     def _episodes(self, source: EpisodeSource, n: int) -> Iterator[np.ndarray]:
         from drope.data.episodes import Episodes
 
-        # Negative seeds belong to the held-out stream; its prose is other prose as well.
+        need = 4 * _shortest_episode(self.tokenizer)
+        if self.context < need:
+            raise InputError("context", self.context, f"at least {need} tokens for `episodes` with this tokenizer")
+        # The held-out stream has seeds of its own and hides its needles in other prose.
         episodes = Episodes(self.tokenizer, source.sentences(self.heldout), self.context)
-        yield from itertools.islice(episodes.blocks(-1 - self.seed if self.heldout else self.seed), n)
+        yield from itertools.islice(episodes.blocks(self.seed + (1 << 40 if self.heldout else 0)), n)
 
     def _pack(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
         """Rows of exactly `context` tokens; what is left at the very end is dropped."""
@@ -254,15 +265,31 @@ class _Packer:
         return fingerprint([content, self.tokenizer.eos_token_id])
 
 
+def _shortest_episode(tokenizer: Any) -> int:
+    """Tokens that one needle, its question and its answer usually take; blocks hold up to four episodes."""
+    from drope.data import needles
+
+    rng = random.Random(0)
+    lengths = []
+    for _ in range(50):
+        key, value = needles.random_key(rng), needles.random_number(rng)
+        question = "\n" + needles.ASK_KEY.format(keys=key)
+        texts = [" " + needles.NEEDLE.format(key=key, value=value), f"{question} {value}."]
+        lengths.append(1 + sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])))
+    return sorted(lengths)[len(lengths) // 2]
+
+
 def _pieces(documents: Iterable[str]) -> Iterator[tuple[str, bool]]:
     """(text, whether its document ends here): books are cut at line ends, so that memory stays flat."""
     for text in documents:
-        while len(text) > _PIECE:
-            cut = text.rfind("\n", 0, _PIECE) + 1 or _PIECE
-            yield text[:cut], False
-            text = text[cut:]
-        if text.strip():
-            yield text, True
+        text = text.rstrip("\n") if text.strip() else ""
+        start = 0
+        while len(text) - start > _PIECE:
+            cut = text.rfind("\n", start, start + _PIECE) + 1 or start + _PIECE
+            yield text[start:cut], False
+            start = cut
+        if text:
+            yield text[start:], True
 
 
 def _batches(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:

@@ -6,6 +6,8 @@
     notes.txt, corpus/         a file or a folder: .txt .md .jsonl .jsonl.gz .parquet
     org/name, org/name:config  a dataset of the Hugging Face hub, split `train`, streamed
     episodes=0.85+stdlib=0.15  a mixture; weights are shares of blocks, equal where none is given
+
+A source yields its documents in a fixed order.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ class StdlibSource(Source):
 
 @dataclass(frozen=True)
 class EpisodeSource(Source):
-    """Needles in prose, generated in blocks (`drope.data.episodes.Episodes`): endless, so an amount must be asked for."""
+    """Needles in prose, generated in blocks (`drope.data.episodes.Episodes`): endless, so they need an amount."""
 
     spec: str = "episodes"
 
@@ -275,7 +277,7 @@ class _hub_errors:
         return None
 
     def __exit__(self, kind, error, trace) -> None:
-        # FileNotFoundError (DatasetNotFoundError), ConnectionError and HfHubHTTPError are OSErrors; unknown configs ValueErrors
+        # A dataset not found, no connection and HTTP errors are OSErrors; unknown configs and splits ValueErrors.
         if isinstance(error, OSError | ValueError):
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(
