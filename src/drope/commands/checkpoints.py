@@ -23,12 +23,12 @@ def add_norm(
     """Per-head QKNorm, its gains fitted on `tokens` of `data`; the new model, and how far it is from the old."""
     import torch
 
-    from drope.data import pack
+    from drope.data.packing import pack
     from drope.models import add_qk_norm
 
     batches = None
     if init == "fitted":
         blocks = pack(data, tokenizer, context, tokens=max(tokens, context))
-        batches = [torch.tensor(row["input_ids"])[None] for row in blocks.dataset]
+        batches = [torch.as_tensor(row["input_ids"])[None] for row in blocks.dataset]
     model, report = add_qk_norm(model, batches, init=init)
     return model, asdict(report)

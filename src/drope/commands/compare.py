@@ -35,6 +35,7 @@ def compare(
     out: Path,
     methods: Annotated[tuple[str, ...], Several] = (),
     temperature: Path | None = None,
+    seed: int = 0,
     measuring: MeasuringFlags = NO_MEASURING,
     loading: LoadingFlags = NO_LOADING,
     general: GeneralFlags = NO_GENERAL,
@@ -52,6 +53,8 @@ def compare(
         such model and rope for the others. Position-free models run as drope.
     temperature
         Fit that `drope temperature --out` wrote; sets β for each length of the position-free models.
+    seed
+        Seed of all trials.
     """
     with session(general) as output:
         from drope.evaluation import compare as run
@@ -63,7 +66,7 @@ def compare(
             next(iter(named.values())), revision=loading.revision, trust_remote_code=loading.trust_remote_code
         )
         context = rope_shape(first).context
-        config = measuring.config(context)
+        config = measuring.config(context, seed)
         entries: dict[str, Entry] = {}
         for name, source in named.items():
             seen = any(m.name == "rope" for e in entries.values() for m in e.methods)

@@ -35,6 +35,7 @@ def evaluate(
     *,
     methods: Annotated[tuple[str, ...], Several] = (),
     temperature: Path | None = None,
+    seed: int = 0,
     out: Path | None = None,
     measuring: MeasuringFlags = NO_MEASURING,
     loading: LoadingFlags = NO_LOADING,
@@ -53,6 +54,8 @@ def evaluate(
         Fit that `drope temperature --out` wrote; sets β for each length of a position-free model.
     out
         Folder for results.json and the log of every sample; what it holds already is not run again.
+    seed
+        Seed of all trials.
     """
     with session(general) as output, tempfile.TemporaryDirectory() as scratch:
         from drope.evaluation import compare
@@ -61,7 +64,7 @@ def evaluate(
         context = rope_shape(
             load_config(model, revision=loading.revision, trust_remote_code=loading.trust_remote_code)
         ).context
-        config = measuring.config(context)
+        config = measuring.config(context, seed)
         name = short_name(model)
         loaded = entry(model, loading, temperature, rotating=methods or ROPE_METHODS, free=methods or ("drope",))
         results = compare(

@@ -28,7 +28,7 @@ class Measuring:
     Parameters
     ----------
     tasks
-        Needle tasks: multi_query, multi_key, multi_value, single; none: perplexity only.
+        Needle tasks: single, multi_query, multi_key, multi_value; none: perplexity only.
     lengths
         Tokens of prompt and answer together, such as 2x or 16k.
     trials
@@ -55,11 +55,9 @@ class Measuring:
         Lengths of those documents; the longest of --lengths by default.
     perplexity_bins
         Stretches of positions that perplexity is reported for.
-    seed
-        Seed of all trials.
     """
 
-    tasks: Annotated[tuple[str, ...], Several] = ("multi_query", "multi_key", "multi_value", "single")
+    tasks: Annotated[tuple[str, ...], Several] = ("single", "multi_query", "multi_key", "multi_value")
     lengths: Annotated[tuple[str, ...], Several] = ("1x", "2x", "4x", "8x")
     trials: int = 500
     depths: Annotated[tuple[float, ...], Several] = tuple(i / 10 for i in range(11))
@@ -73,9 +71,8 @@ class Measuring:
     documents: int = 16
     perplexity_lengths: Annotated[tuple[str, ...], Several] = ()
     perplexity_bins: int = 32
-    seed: int = 0
 
-    def config(self, context: int) -> EvaluationConfig:
+    def config(self, context: int, seed: int) -> EvaluationConfig:
         """The evaluation's own settings, for a model of this context in tokens."""
         from drope.evaluation import EvaluationConfig
 
@@ -85,7 +82,7 @@ class Measuring:
         for name in ("lengths", "perplexity_lengths"):
             field = f"--{name.replace('_', '-')}"
             values[name] = tuple(parse_target(text, context, field) for text in getattr(self, name))
-        return EvaluationConfig(**values)
+        return EvaluationConfig(**values, seed=seed)
 
 
 MeasuringFlags = Annotated[Measuring, Parameter(name="*", group=Group("What to measure", sort_key=20))]

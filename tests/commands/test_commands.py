@@ -1,0 +1,156 @@
+"""The subcommands for real, on a random model of context 128."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drope.commands import main
+from drope.commands.measuring import Measuring
+from drope.evaluation import EvaluationConfig
+
+Drope = Callable[..., Any]
+QUICK = ("--tasks", "single", "--trials", "2", "--depths", "0", "1", "--max-new-tokens", "8", "--documents", "2")
+
+
+@pytest.fixture(scope="module")
+def dropped(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("dropped") / "nope"
+    assert main(["convert", tiny, "--to", "8x", "--out", str(out), "--json"]) == 0
+    return str(out)
+
+
+def test_inspect_reports_what_the_config_says(drope: Drope, tiny: str) -> None:
+    found = drope("inspect", tiny, "--to", "2x", "1k")
+    assert (found["context"], found["layers"], found["heads"], found["kv_heads"]) == (128, 2, 2, 1)
+    assert [t["length"] for t in found["targets"]] == [256, 1024]
+    assert found["convertible"]
+
+
+def test_inspect_for_people(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", tiny]) == 0
+    out = capsys.readouterr().out
+    for text in ("LlamaForCausalLM", "128 tokens", "2 heads, 1 of keys and values", "can be dropped"):
+        assert text in out
+    assert "Traceback" not in out
+
+
+def test_convert_writes_a_checkpoint_that_transformers_loads_without_positions(tiny: str, dropped: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(dropped)
+    assert model.config.max_position_embeddings == 8 * 128
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        near, far = model(ids).logits, model(ids, position_ids=torch.arange(20)[None] * 37).logits
+        rope = AutoModelForCausalLM.from_pretrained(tiny)(ids).logits
+    torch.testing.assert_close(near, far)
+    assert (near - rope).abs().max() > 1e-3
+
+
+def test_convert_with_qk_norm_reports_the_distance(drope: Drope, tiny: str, tmp_path: Path) -> None:
+    out = tmp_path / "norm"
+    found = drope(
+        "convert", tiny, "--to", "2x", "--out", out, "--qk-norm", "--fit-tokens", "256", "--data", "stdlib:prose"
+    )
+    assert found["init"] == "fitted"
+    assert found["kl"] >= 0
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
+
+
+def test_an_existing_folder_is_left_alone(tiny: str, dropped: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in Path(dropped).iterdir())
+    assert main(["convert", tiny, "--to", "8x", "--out", dropped]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert sorted((p.name, p.stat().st_mtime_ns) for p in Path(dropped).iterdir()) == before
+
+
+def test_a_target_below_the_context(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", tiny, "--to", "64", "--out", str(tmp_path / "x")]) == 2
+    err = capsys.readouterr().err
+    assert "64" in err
+    assert "128" in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_temperature_fits_and_keeps_the_fit(drope: Drope, dropped: str, tmp_path: Path) -> None:
+    out = tmp_path / "temperature.json"
+    found = drope("temperature", dropped, "--to", "2x", "--max-tokens", "512", "--tolerance", "0.2", "--out", out)
+    assert json.loads(out.read_text()) == found
+    assert [p["length"] for p in found["points"]] == [256]
+    assert found["points"][0]["loss"] <= found["points"][0]["loss_without"]
+
+
+def test_evaluate_runs_the_methods_asked_for(drope: Drope, tiny: str, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    found = drope("evaluate", tiny, *QUICK, "--methods", "rope", "yarn", "--lengths", "2x", "--out", out)
+    assert {m["method"] for m in found["measurements"]} == {"rope", "yarn"}
+    assert {m["length"] for m in found["measurements"]} == {256}
+    assert found["model"] == "tiny-rope"
+    assert str(tmp_path) not in (out / "results.json").read_text()
+    page = drope("report", out / "results.json")["report"]
+    assert "<html" in Path(page).read_text()
+
+
+def test_evaluate_refuses_scaling_of_positions_that_are_gone(dropped: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", dropped, "--methods", "yarn", *QUICK]) == 2
+    err = capsys.readouterr().err
+    for word in ("--methods", "yarn", "drope"):
+        assert word in err
+
+
+def test_compare_names_models_and_writes_a_page(drope: Drope, tiny: str, dropped: str, tmp_path: Path) -> None:
+    out = tmp_path / "compare"
+    found = drope(
+        "compare", f"base={tiny}", f"long={dropped}", *QUICK, "--methods", "rope", "--lengths", "1x", "--out", out
+    )  # fmt: skip
+    assert {(m["details"]["model"], m["method"]) for m in found["measurements"]} == {
+        ("base", "rope"),
+        ("long", "drope"),
+    }
+    assert (out / "report.html").stat().st_size > 1000
+
+
+def test_compare_wants_different_names(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", tiny, tiny, "--out", str(tmp_path / "x")]) == 2
+    assert "different names" in capsys.readouterr().err
+
+
+def test_results_for_people_are_tables(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", tiny, *QUICK, "--methods", "rope", "--lengths", "1x"]) == 0
+    captured = capsys.readouterr()
+    assert "single: success, % [95% interval], n = 2" in captured.out
+    assert "128 (1x)" in captured.out
+    assert "Nothing was kept" in captured.out
+
+
+def test_the_flags_are_those_of_the_evaluation() -> None:
+    ours = {f.name for f in fields(Measuring)} - {"batch_tokens_eval"} | {"batch_tokens", "seed"}
+    assert ours == {f.name for f in fields(EvaluationConfig)}
+    assert Measuring().config(128, seed=0) == EvaluationConfig(lengths=(128, 256, 512, 1024))
+
+
+def test_a_process_prints_json_alone_on_stdout(tiny: str) -> None:
+    code = "import sys; from drope.commands import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "evaluate", tiny, *QUICK, "--methods", "rope", "--lengths", "1x", "--json"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["context"] == 128
+
+
+def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "./no/such/model"]) == 2
+    assert "./no/such/model" in capsys.readouterr().err
