@@ -56,7 +56,11 @@ class Episodes:
             yield np.asarray(ids, dtype=np.int32), np.asarray(kinds, dtype=np.int8)
 
     def episode(self, rng: random.Random, length: int) -> list[tuple[int, int]]:
-        """One document of exactly `length` (token, kind) pairs, the final EOS included."""
+        """One document of exactly `length` (token, kind) pairs, opened by the document separator.
+
+        The separator comes first, as the tokenizer puts it before a prompt: a fixed first token is what a model
+        without positions can count from (Kazemnejad et al. 2023, arXiv 2305.19466).
+        """
         while True:
             pairs = _pairs(rng, rng.choice([1, 2, 3, 4, 4, 4, 5, 6]))  # drawn again if they do not fit
             needle_ids = self.encode([" " + N.NEEDLE.format(key=k, value=v) for k, v in pairs])
@@ -64,7 +68,7 @@ class Episodes:
             spare = length - 1 - sum(map(len, needle_ids)) - sum(map(len, rounds))
             if rounds and spare >= 0:
                 context = self.context(rng, needle_ids, spare)
-                return context + [t for r in rounds for t in r] + [(self.eos, PROSE)]
+                return [(self.eos, PROSE)] + context + [t for r in rounds for t in r]
 
     def _rounds(self, rng: random.Random, pairs: list[tuple[str, str]], budget: int) -> list[list[tuple[int, int]]]:
         """Different questions with answers while they fit; sometimes one only, as in the evaluation."""
