@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +17,9 @@ import pytest
 
 from drope.commands import main
 from drope.commands.measuring import Measuring
+from drope.commands.recalibrating import Recalibrating
 from drope.evaluation import EvaluationConfig
+from drope.training import RECIPES, RecalibrationConfig
 
 Drope = Callable[..., Any]
 QUICK = ("--tasks", "single", "--trials", "2", "--depths", "0", "1", "--max-new-tokens", "8", "--documents", "2")
@@ -154,3 +158,116 @@ def test_a_process_prints_json_alone_on_stdout(tiny: str) -> None:
 def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "./no/such/model"]) == 2
     assert "./no/such/model" in capsys.readouterr().err
+
+
+# Recalibration -------------------------------------------------------------------------------------------------------
+TRAIN = (
+    "--data",
+    "stdlib:prose",
+    "--tokens",
+    "4k",
+    "--batch-tokens",
+    "512",
+    "--micro-batch",
+    "2",
+    "--eval-blocks",
+    "2",
+)
+
+
+def test_the_flags_are_those_of_the_training() -> None:
+    ours = {f.name for f in fields(Recalibrating)} - {"recipe", "set", "distill_temperature"}
+    assert ours | {"training_arguments", "temperature", "seed"} == {f.name for f in fields(RecalibrationConfig)}
+    assert Recalibrating("stdlib", 1000).config(0) == RecalibrationConfig("stdlib", 1000, **RECIPES["paper"])
+
+
+def test_a_recipe_gives_way_to_flags() -> None:
+    assert Recalibrating("stdlib", 1000, recipe="fast").config(0) == RecalibrationConfig(
+        "stdlib", 1000, **RECIPES["fast"]
+    )
+    config = Recalibrating(
+        "stdlib", 1000, recipe="fast", fade="none", distill=0.0, set=("logging_nan_inf_filter=false",)
+    )
+    assert config.config(0).fade is None
+    assert config.config(0).distill == 0
+    assert config.config(0).optimizer == RECIPES["fast"]["optimizer"]
+    assert config.config(0).training_arguments == {"logging_nan_inf_filter": False}
+
+
+def test_recalibrate_writes_a_position_free_checkpoint(drope: Drope, tiny: str, tmp_path: Path) -> None:
+    found = drope("recalibrate", tiny, *TRAIN, "--out", tmp_path / "out")
+    assert found["tokens"] == 3584  # 4,000 in whole steps
+    assert found["history"][-1]["tokens"] == found["tokens"]
+    from drope.models import is_position_free, load
+
+    assert is_position_free(load(found["model"]).model)
+    assert str(tmp_path) not in (tmp_path / "out/model/drope.json").read_text()
+
+
+def test_the_control_keeps_its_rotation(drope: Drope, tiny: str, tmp_path: Path) -> None:
+    found = drope("recalibrate", tiny, *TRAIN, "--control", "--out", tmp_path / "out")
+    from drope.models import is_position_free, load
+
+    assert found["method"] == "rope"
+    assert not is_position_free(load(found["model"]).model)
+
+
+def test_a_finished_folder_is_refused_and_resumed(
+    drope: Drope, tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = drope("recalibrate", tiny, *TRAIN, "--out", tmp_path / "out")
+    assert main(["recalibrate", tiny, *TRAIN, "--out", str(tmp_path / "out")]) == 2
+    assert "--resume" in capsys.readouterr().err
+    again = drope("recalibrate", tiny, *TRAIN, "--out", tmp_path / "out", "--resume")
+    assert again["tokens"] == first["tokens"]
+    assert (
+        main(["recalibrate", tiny, *TRAIN, "--schedule", "constant", "--out", str(tmp_path / "out"), "--resume"]) == 2
+    )
+    assert "schedule" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_how_to_go_on(tiny: str, tmp_path: Path) -> None:
+    """SIGINT in the middle of training: exit code 130, the hint, and a run that goes on."""
+    code = "import sys; from drope.commands import main; sys.exit(main(sys.argv[1:]))"
+    many = (
+        "--data",
+        "stdlib:prose",
+        "--tokens",
+        "400k",
+        "--batch-tokens",
+        "512",
+        "--micro-batch",
+        "2",
+        "--eval-blocks",
+        "0",
+    )
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "recalibrate", tiny, *many, "--save-every", "5k", "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    while process.poll() is None and not list(out.glob("run/checkpoints/checkpoint-*")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "--resume" in stderr
+    assert "Traceback" not in stderr
+    assert stdout == ""
+
+
+@pytest.mark.slow
+def test_extend_from_a_file_end_to_end(drope: Drope, tiny: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "data: stdlib:prose\ntokens: 100k\nbatch_tokens: 512\nmicro_batch: 2\neval_blocks: 2\nto: 4x\n"
+        "tasks: [single]\ntrials: 500\ndepths: [0, 1]\nmax_new_tokens: 8\ndocuments: 2\nlengths: [1x, 2x]\n"
+        "methods: [rope, yarn]\ntemperature_tokens: 512\nnotes: [a note]\n"
+    )
+    found = drope("extend", tiny, "--config", recipe, "--tokens", "4k", "--trials", "2", "--out", tmp_path / "out")
+    assert {m["method"] for m in found["results"]["measurements"]} == {"rope", "yarn", "drope"}
+    assert (tmp_path / "out/report.html").exists()
+    assert json.loads((tmp_path / "out/checkpoint/drope.json").read_text())["target_length"] == 512

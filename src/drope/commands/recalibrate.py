@@ -1,0 +1,161 @@
+"""`drope recalibrate`: train without positions until the model is itself again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Group, Parameter
+
+from drope.commands.checkpoints import add_norm
+from drope.commands.measuring import short_name
+from drope.commands.options import NO_GENERAL, NO_LOADING, Flag, GeneralFlags, LoadingFlags, Tokens
+from drope.commands.output import facts, session, table
+from drope.commands.recalibrating import RecalibratingFlags
+from drope.errors import InputError
+from drope.quantities import format_tokens, parse_target
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+app = App(
+    name="recalibrate",
+    help_epilogue="""Examples:
+
+  # the paper's recipe
+  drope recalibrate org/model --data text/ --tokens 5B --out out/recalibrated
+  # fewer tokens: distilled from the original, the rotation faded out
+  drope recalibrate bundled --data stdlib --tokens 2M --recipe fast --out out/fast
+  # the control: RoPE kept, the same tokens
+  drope recalibrate org/model --data text/ --tokens 5B --control --out out/control
+  # after an interruption, the same command and
+  drope recalibrate org/model --data text/ --tokens 5B --out out/recalibrated --resume
+  # any field of transformers.TrainingArguments
+  drope recalibrate org/model --data text/ --tokens 5B --out out/x --set gradient_checkpointing=true report_to=wandb""",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to make.
+
+    Parameters
+    ----------
+    out
+        Folder: the run in run/, the model in model/.
+    to
+        Context that the written checkpoint declares, such as 8x.
+    resume
+        Go on with the run in that folder.
+    control
+        Keep RoPE and train on the same tokens: what the recalibrated model is to be compared with.
+    qk_norm
+        Add per-head query and key normalisation first: Llama-shaped models become Qwen3.
+    qk_norm_init
+        Gains of that normalisation: fitted on some of --data, or ones as in the paper.
+    qk_norm_tokens
+        How much of it.
+    """
+
+    out: Path
+    to: str = "8x"
+    resume: Flag = False
+    control: Flag = False
+    qk_norm: Flag = False
+    qk_norm_init: Literal["fitted", "ones"] = "fitted"
+    qk_norm_tokens: Tokens = 16384
+
+
+@app.default
+def recalibrate(
+    model: str,
+    *,
+    run: Annotated[Run, Parameter(name="*", group=Group("What to make", sort_key=5))],
+    recalibrating: RecalibratingFlags,
+    seed: int = 0,
+    loading: LoadingFlags = NO_LOADING,
+    general: GeneralFlags = NO_GENERAL,
+) -> None:
+    """Train.
+
+    Parameters
+    ----------
+    model
+        Hub id, folder, GGUF file, or bundled.
+    seed
+        Seed of the order of the text.
+    """
+    with session(general) as output:
+        from drope import models
+        from drope.training import recalibrate as train
+
+        if run.control and run.qk_norm:
+            raise InputError("--qk-norm", True, "no QKNorm with --control, which trains the model as it is")
+        config = recalibrating.config(seed)
+        loaded = models.load(model, **loading.options())
+        if loaded.tokenizer is None:
+            raise InputError("model", model, "a checkpoint with a tokenizer")
+        context = models.rope_shape(loaded.model.config).context
+        target = context if run.control else parse_target(run.to, context)
+        if not run.control and target <= context:
+            raise InputError("--to", run.to, f"a length above the model's context of {context} tokens")
+        teacher = models.load(model, **loading.options()).model if config.distill and run.qk_norm else None
+        start: Any = loaded.model
+        norm: dict[str, Any] = {}
+        if run.qk_norm:
+            start = start if config.fade else models.drop(start)
+            start, norm = add_norm(
+                start, loaded.tokenizer, context, run.qk_norm_init, recalibrating.data, run.qk_norm_tokens
+            )
+        done = train(
+            start, loaded.tokenizer, config, run.out / "run", resume=run.resume, control=run.control, teacher=teacher
+        )
+        written = run.out / "model"
+        method = "rope" if run.control else "drope"
+        provenance = {
+            "source": short_name(model), "method": method, "tokens": done.tokens_seen, "data": done.data,
+            "recalibration": done.settings, **({"qk_norm": norm} if norm else {}),
+        }  # fmt: skip
+        if run.control:
+            _save_control(done.model, loaded.tokenizer, written)
+        else:
+            models.save(
+                done.model, written, loaded.tokenizer, target_length=target, provenance=provenance, overwrite=True
+            )  # fmt: skip
+        value = {"model": str(written), "steps": done.steps, "history": done.history, **provenance}
+        output.result(value, *_summary(done, run, written))
+
+
+def _save_control(model: Any, tokenizer: Any, out: Path) -> None:
+    """A rotating model is saved as transformers saves it, whole or not at all."""
+    from drope.files import new_folder
+
+    with new_folder(out, overwrite=True) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _summary(done: Any, run: Run, written: Path) -> list[RenderableType]:
+    rows = [
+        (
+            format_tokens(row["tokens"]),
+            *("" if row.get(k) is None else f"{row[k]:.4f}" for k in ("loss", "eval_loss")),
+            "" if row.get("learning_rate") is None else f"{row['learning_rate']:.2e}",
+            "" if not row.get("tokens_per_second") else f"{row['tokens_per_second']:,.0f}",
+        )
+        for row in _thinned(done.history)
+    ]
+    name = "Training the control, RoPE kept" if run.control else "Recalibration"
+    after = f"drope compare {written} ..." if run.control else f"drope temperature {written} --to {run.to}"
+    return [
+        table(f"{name} (loss in nats per token)", ("tokens", "loss", "held-out loss", "rate", "tokens/s"), rows),
+        facts(f"Wrote {written}", [("trained on", f"{done.tokens_seen:,} tokens"), ("next", after)]),
+    ]
+
+
+def _thinned(history: list[dict[str, Any]], most: int = 20) -> list[dict[str, Any]]:
+    """Rows to show: those with a held-out loss, or all if there are none, evenly thinned; the last is kept."""
+    rows = [row for row in history if row.get("eval_loss") is not None] or history
+    step = -(-len(rows) // most) or 1
+    return rows[::-1][::step][::-1]
