@@ -97,7 +97,8 @@ def compare(
         raise InputError("models", "none", "at least one model with a method")
     context, out = _context(entries, context), Path(out)
     measured, hits = _run(entries, config, out / "samples", context, keep=True)
-    meta = {**describe_run(command, config.seed), "evaluation": asdict(config), "paired": mcnemar_rows(hits, reference)}
+    settings = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items()}
+    meta = {**describe_run(command, config.seed), "evaluation": settings, "paired": mcnemar_rows(hits, reference)}
     results = Results(model_name or next(iter(entries)), context, measured, meta=meta)
     results.save(out / "results.json")
     return results
