@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 from drope.commands import main
 
 CONTEXT = 128
+SOURCES = Path(__file__).parents[2] / "src"
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +54,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def process() -> Callable[..., subprocess.Popen[str]]:
+    """Start `drope` as a process of its own; `check` is run after it, in the same interpreter."""
+
+    def start(*argv: str | Path, check: str = "pass") -> subprocess.Popen[str]:
+        code = f"import sys; from drope.commands import main; code = main(sys.argv[1:]); {check}; sys.exit(code)"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, argv)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(SOURCES)},
+        )
+
+    return start
 
 
 @pytest.fixture

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+from collections.abc import Callable
 
 import pytest
 
 from drope.commands.app import COMMANDS, _exit_code, build, main
 from drope.errors import DropeError, InputError, Interrupted
 
-CALL = "import sys; from drope.commands import main; code = main(sys.argv[1:]); "
+Process = Callable[..., subprocess.Popen[str]]
 
 
-def run(*argv: str, check: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", f"{CALL}{check}; sys.exit(code)", *argv], capture_output=True, text=True
-    )
-
-
-def test_help_names_every_subcommand_and_imports_nothing_heavy() -> None:
-    done = run("--help", check="assert not {'torch', 'transformers', 'matplotlib', 'datasets'} & set(sys.modules)")
-    assert done.returncode == 0, done.stderr
+def test_help_names_every_subcommand_and_imports_nothing_heavy(process: Process) -> None:
+    done = process("--help", check="assert not {'torch', 'transformers', 'matplotlib', 'datasets'} & set(sys.modules)")
+    out, err = done.communicate()
+    assert done.returncode == 0, err
     for name in COMMANDS:
-        assert name in done.stdout
-    assert "drope extend bundled" in done.stdout
+        assert name in out
+    assert "drope extend bundled" in out
 
 
-def test_help_is_fast() -> None:
-    code = "import resource, sys; from drope.commands import main; main(['--help']); "
-    code += "u = resource.getrusage(resource.RUSAGE_SELF); print(u.ru_utime + u.ru_stime, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert float(done.stderr.split()[-1]) < 1.0  # seconds of processor time, so that a busy machine does not count
+def test_help_is_fast(process: Process) -> None:
+    used = "import resource as r; u = r.getrusage(r.RUSAGE_SELF); print(u.ru_utime + u.ru_stime, file=sys.stderr)"
+    err = process("--help", check=used).communicate()[1]
+    assert float(err) < 1.0  # seconds of processor time, so that a busy machine does not count
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -43,9 +37,10 @@ def test_each_subcommand_has_help_with_examples(name: str, capsys: pytest.Captur
         assert flag in out
 
 
-def test_each_subcommand_is_imported_only_when_called() -> None:
-    done = run("report", "--help", check="assert 'drope.commands.convert' not in sys.modules")
-    assert done.returncode == 0, done.stderr
+def test_each_subcommand_is_imported_only_when_called(process: Process) -> None:
+    done = process("report", "--help", check="assert 'drope.commands.convert' not in sys.modules")
+    err = done.communicate()[1]
+    assert done.returncode == 0, err
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

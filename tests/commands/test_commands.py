@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -17,6 +14,8 @@ import pytest
 
 from drope.commands import main
 from drope.commands.measuring import Measuring
+from drope.commands.options import General
+from drope.commands.output import session
 from drope.commands.recalibrating import Recalibrating
 from drope.evaluation import EvaluationConfig
 from drope.training import RECIPES, RecalibrationConfig
@@ -143,16 +142,11 @@ def test_the_flags_are_those_of_the_evaluation() -> None:
     assert Measuring().config(128, seed=0) == EvaluationConfig(lengths=(128, 256, 512, 1024))
 
 
-def test_a_process_prints_json_alone_on_stdout(tiny: str) -> None:
-    code = "import sys; from drope.commands import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "evaluate", tiny, *QUICK, "--methods", "rope", "--lengths", "1x", "--json"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["context"] == 128
+def test_a_process_prints_json_alone_on_stdout(process: Drope, tiny: str) -> None:
+    done = process("evaluate", tiny, *QUICK, "--methods", "rope", "--lengths", "1x", "--json")
+    out, err = done.communicate()
+    assert done.returncode == 0, err
+    assert json.loads(out)["context"] == 128
 
 
 def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,40 +220,21 @@ def test_a_finished_folder_is_refused_and_resumed(
     assert "schedule" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_says_how_to_go_on(tiny: str, tmp_path: Path) -> None:
-    """SIGINT in the middle of training: exit code 130, the hint, and a run that goes on."""
-    code = "import sys; from drope.commands import main; sys.exit(main(sys.argv[1:]))"
-    many = (
-        "--data",
-        "stdlib:prose",
-        "--tokens",
-        "400k",
-        "--batch-tokens",
-        "512",
-        "--micro-batch",
-        "2",
-        "--eval-blocks",
-        "0",
-    )
+def test_an_interrupted_run_says_how_to_go_on(process: Drope, tiny: str, tmp_path: Path) -> None:
+    """SIGINT in the middle of training: exit code 130, the hint, and nothing on stdout."""
+    many = ("--data", "stdlib:prose", "--tokens", "400k", "--batch-tokens", "512", "--save-every", "5k")
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "recalibrate", tiny, *many, "--save-every", "5k", "--out", str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    while process.poll() is None and not list(out.glob("run/checkpoints/checkpoint-*")):
+    run = process("recalibrate", tiny, *many, "--micro-batch", "2", "--eval-blocks", "0", "--out", out)
+    while run.poll() is None and not list(out.glob("run/checkpoints/checkpoint-*")):
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130, stderr
+    run.send_signal(signal.SIGINT)
+    stdout, stderr = run.communicate(timeout=120)
+    assert run.returncode == 130, stderr
     assert "--resume" in stderr
     assert "Traceback" not in stderr
     assert stdout == ""
 
 
-@pytest.mark.slow
 def test_extend_from_a_file_end_to_end(drope: Drope, tiny: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -271,3 +246,31 @@ def test_extend_from_a_file_end_to_end(drope: Drope, tiny: str, tmp_path: Path) 
     assert {m["method"] for m in found["results"]["measurements"]} == {"rope", "yarn", "drope"}
     assert (tmp_path / "out/report.html").exists()
     assert json.loads((tmp_path / "out/checkpoint/drope.json").read_text())["target_length"] == 512
+    again = drope("extend", tiny, "--config", recipe, "--tokens", "4k", "--trials", "2", "--out", tmp_path / "out")
+    assert again["results"]["measurements"] == found["results"]["measurements"]
+
+
+def test_an_interrupted_comparison_goes_on_with_the_same_command(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("drope.evaluation.compare", stop)
+    assert main(["compare", tiny, *QUICK, "--out", str(tmp_path / "out")]) == 130
+    assert "same command goes on" in capsys.readouterr().err
+
+
+def test_numbers_that_json_lacks_become_null(capsys: pytest.CaptureFixture[str]) -> None:
+    with session(General(json=True)) as output:
+        output.result({"a": [float("nan"), 1.0], "b": float("inf")})
+    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.0], "b": None}
+
+
+def test_what_libraries_print_stays_out_of_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    with session(General()) as output:
+        print("noise")
+        output.result({}, "the result")
+    captured = capsys.readouterr()
+    assert captured.out.strip() == "the result"
+    assert "noise" in captured.err

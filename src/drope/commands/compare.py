@@ -10,7 +10,7 @@ from cyclopts import App
 
 from drope.commands.measuring import NO_MEASURING, ROPE_METHODS, MeasuringFlags, entry, short_name
 from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, LoadingFlags, Several
-from drope.commands.output import session
+from drope.commands.output import resumable, session
 from drope.commands.tables import result_tables
 from drope.errors import InputError
 
@@ -56,7 +56,7 @@ def compare(
     seed
         Seed of all trials.
     """
-    with session(general) as output:
+    with session(general) as output, resumable(out):
         from drope.evaluation import compare as run
         from drope.models import load_config, rope_shape
         from drope.report import write

@@ -11,7 +11,7 @@ from cyclopts import App
 
 from drope.commands.measuring import NO_MEASURING, ROPE_METHODS, MeasuringFlags, entry, short_name
 from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, LoadingFlags, Several
-from drope.commands.output import session
+from drope.commands.output import resumable, session
 from drope.commands.tables import result_tables
 
 app = App(
@@ -57,7 +57,7 @@ def evaluate(
     seed
         Seed of all trials.
     """
-    with session(general) as output, tempfile.TemporaryDirectory() as scratch:
+    with session(general) as output, resumable(out), tempfile.TemporaryDirectory() as scratch:
         from drope.evaluation import compare
         from drope.models import load_config, rope_shape
 

@@ -10,7 +10,7 @@ from cyclopts import App, Group, Parameter
 
 from drope.commands.measuring import NO_MEASURING, ROPE_METHODS, MeasuringFlags, short_name
 from drope.commands.options import NO_GENERAL, NO_LOADING, Flag, GeneralFlags, LoadingFlags, Several, Tokens
-from drope.commands.output import session
+from drope.commands.output import resumable, session
 from drope.commands.recalibrating import RecalibratingFlags
 from drope.commands.tables import result_tables
 from drope.quantities import parse_target
@@ -93,7 +93,7 @@ def extend(
     seed
         Seed of the order of the text and of all trials.
     """
-    with session(general) as output:
+    with session(general) as output, resumable(extending.out):
         from drope.models import load_config, rope_shape
         from drope.pipeline import ExtendConfig
         from drope.pipeline import extend as run

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class Output:
     def result(self, value: dict[str, Any], *shown: RenderableType) -> None:
         """Print `value` as JSON under --json, else `shown` one after the other."""
         if self._general.json:
-            print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str), file=self._stream)
+            print(json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str), file=self._stream)
             return
         from rich.console import Console
 
@@ -51,6 +53,21 @@ class Output:
         """A line of progress on stderr; silent under --json."""
         if not self._general.json:
             print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def resumable(out: Path | None) -> Iterator[None]:
+    """Say on an interruption that the same command goes on from what is finished."""
+    from drope.errors import Interrupted
+
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted) as error:
+        if out is None:
+            raise
+        raise Interrupted(
+            f"Stopped. What is finished is kept in {out}; the same command goes on from there."
+        ) from error
 
 
 @contextmanager
@@ -123,6 +140,15 @@ def escape(text: str) -> str:
     from rich.markup import escape as escape_markup
 
     return escape_markup(text)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def human(n: float) -> str:
