@@ -82,7 +82,8 @@ def retrieval_sets(tokenizer, heldout: Episodes, n: int) -> dict[str, list[tuple
             q_ids, a_ids = enc(["\n" + q, " " + N.join_words(a)])
             spare = CONTEXT - 1 - sum(map(len, needles)) - len(q_ids) - len(a_ids)
             if spare >= 0:
-                rows.append(([heldout.eos] + [t for t, _ in heldout.context(rng, needles, spare)] + q_ids + a_ids, len(a_ids)))
+                prompt = [heldout.eos, *(t for t, _ in heldout.context(rng, needles, spare)), *q_ids]
+                rows.append((prompt + a_ids, len(a_ids)))
     return sets
 
 
@@ -174,7 +175,6 @@ def main() -> None:
             o.zero_grad(set_to_none=True)
         losses.append(loss.item())
         step += 1
-        if step == 20: print(f"{step * args.batch * CONTEXT / (time.time() - started):.0f} tok/s incl. compile {losses[-1]:.2f}", flush=True)
         if step % 250 == 0 or step == total:
             row = {"step": step, "tokens": step * args.batch * CONTEXT, "loss": round(float(np.mean(losses)), 4),
                    "lr": args.lr * rate, "seconds": round(time.time() - started), **retrieval(model, sets)}  # fmt: skip

@@ -62,9 +62,7 @@ def main(out: str) -> None:
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in PHRASES])
     eos = (EOS, tokenizer.token_to_id(EOS))
     tokenizer.post_processor = processors.TemplateProcessing(f"{EOS} $A", f"{EOS} $A $B", special_tokens=[eos])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=EOS, eos_token=EOS, model_max_length=CONTEXT
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=EOS, eos_token=EOS, model_max_length=CONTEXT)
     fast.save_pretrained(out)
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from drope.evaluation import compare, evaluate
-    from drope.pipeline import extend
     from drope.models import apply, convert, drop, inspect, load, restore, save
+    from drope.pipeline import extend
     from drope.temperature import fit as fit_temperature
     from drope.training import recalibrate
 

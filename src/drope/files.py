@@ -77,6 +77,6 @@ def _disk_errors(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DropeError(
-                f"The disk is full while writing {target}. Nothing was changed there; free space or choose another folder."
+                f"The disk is full while writing {target}. Nothing there was changed: free space or write elsewhere."
             ) from error
         raise

@@ -73,7 +73,7 @@ def extend(
     loading: dict[str, Any] | None = None,
     say=lambda text: None,
 ) -> Extended:
-    """Upgrade `source` to `config.to` tokens of context and write `out/checkpoint`, `out/results.json`, `out/report.html`.
+    """Upgrade `source` to `config.to` tokens of context: `out/checkpoint`, `out/results.json` and `out/report.html`.
 
     A second call with the same settings goes on after the last finished stage, and inside it where the stage can.
 
@@ -168,9 +168,7 @@ def _recalibrated(loaded: Loaded, out: Path, config: ExtendConfig, loading: dict
         start, _ = models.add_qk_norm(start, _batches(loaded, config), init=config.qk_norm_init)
     teacher = loaded.model if config.recalibration.distill else None
     folder = out / "recalibration"
-    return recalibrate(
-        start, loaded.tokenizer, config.recalibration, folder, resume=folder.exists(), teacher=teacher
-    )
+    return recalibrate(start, loaded.tokenizer, config.recalibration, folder, resume=folder.exists(), teacher=teacher)
 
 
 def _control(source: str, out: Path, config: ExtendConfig, loading: dict[str, Any]) -> RecalibrationResult:
