@@ -20,10 +20,15 @@ def _reads(parse: Callable[[str, str], Any]) -> Callable[[Any, Sequence[Token]],
     return convert
 
 
-Tokens = Annotated[int, Parameter(converter=_reads(parse_tokens))]
-Length = Annotated[int, Parameter(converter=_reads(parse_count))]
+def _words(values: Sequence[Any]) -> str:
+    return " ".join(str(value) for value in values) or "none"
+
+
+Tokens = Annotated[int, Parameter(converter=_reads(parse_tokens), metavar="TOKENS")]
+Length = Annotated[int, Parameter(converter=_reads(parse_count), metavar="LENGTH")]
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
-Several = Parameter(consume_multiple=True, negative_iterable=())  # `--lengths 1x 2x 4x`
+Several = Parameter(consume_multiple=True, negative_iterable=(), show_default=_words)  # `--lengths 1x 2x 4x`
+Pair = Annotated[tuple[float, float], Parameter(negative_iterable=(), show_default=_words)]
 
 _GENERAL = Group("General", sort_key=90)
 _MODEL = Group("Loading the model", sort_key=80)

@@ -25,7 +25,6 @@ _NOISY = (
     "accelerate",
     "huggingface_hub",
     "torch",
-    "matplotlib",
     "httpx",
     "filelock",
     "fsspec",

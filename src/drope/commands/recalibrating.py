@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from drope.commands.config import parse_settings
-from drope.commands.options import Length, Several, Tokens
+from drope.commands.options import Length, Pair, Several, Tokens
 from drope.errors import InputError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Recalibrating:
     schedule: Annotated[Literal["cosine", "wsd", "constant"] | None, Value] = None
     warmup: float = 0.035
     weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Pair = (0.9, 0.95)
     eps: float = 1e-8
     max_grad_norm: float = 1.0
     optimizer: Annotated[Literal["adamw", "muon"] | None, Value] = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Group, Parameter
 
 from drope.commands.checkpoints import folded_beta
-from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, LoadingFlags, Several, Tokens
+from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, LoadingFlags, Pair, Several, Tokens
 from drope.commands.output import facts, session, table
 from drope.errors import InputError
 from drope.quantities import format_count, parse_target
@@ -61,7 +61,7 @@ class Fitting:
     to: Annotated[tuple[str, ...], Several]
     data: str = "stdlib:heldout"
     max_tokens: Tokens = 65536
-    bounds: tuple[float, float] = (0.7, 3.0)
+    bounds: Pair = (0.7, 3.0)
     objective: Literal["perplexity", "needles"] = "perplexity"
     tolerance: float = 0.01
     batch_tokens: Tokens = 16384
