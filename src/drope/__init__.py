@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from drope.models import apply, convert, drop, inspect, load, restore, save
     from drope.pipeline import extend
     from drope.temperature import fit as fit_temperature
-    from drope.training import recalibrate
+    from drope.training.recalibrate import recalibrate
 
 _HOMES = {
     "apply": "drope.models",

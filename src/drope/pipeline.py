@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from drope.errors import InputError
 from drope.files import fingerprint, write_json
@@ -44,9 +44,9 @@ class ExtendConfig:
     continue_from: str | None = None
     control: bool = False
     qk_norm: bool = False
-    qk_norm_init: str = "fitted"
+    qk_norm_init: Literal["fitted", "ones"] = "fitted"
     temperature_text: str = "stdlib:heldout"
-    temperature_objective: str = "perplexity"
+    temperature_objective: Literal["perplexity", "needles"] = "perplexity"
     temperature_tokens: int = 32768
     notes: list[str] = field(default_factory=list)
 
@@ -202,7 +202,7 @@ def _temperature(model, tokenizer, out: Path, config: ExtendConfig, context: int
     lengths = [n for n in config.evaluation.resolved(context)[1] if n > context]
     fitted = temperature.fit(
         model, tokenizer, sorted({*lengths, config.to}), context=context, text=config.temperature_text,
-        max_tokens=config.temperature_tokens, objective=config.temperature_objective,  # type: ignore[arg-type]
+        max_tokens=config.temperature_tokens, objective=config.temperature_objective,
         seed=config.evaluation.seed,
     )  # fmt: skip
     write_json(path, fitted.to_dict())

@@ -57,6 +57,8 @@ def track(description: str, total: float | None = None, unit: str = "it") -> Ite
         def advance(n: float, note: str) -> None:
             progress.advance(task, n)
             speed = progress.tasks[0].finished_speed or progress.tasks[0].speed
-            progress.update(task, rate=f"{speed:,.0f} {unit}/s" if speed else "", **({"note": note} if note else {}))
+            progress.update(
+                task, rate=f"{speed:,.0f} {unit}/s" if speed else "", note=note or progress.tasks[0].fields["note"]
+            )
 
         yield Bar(advance)

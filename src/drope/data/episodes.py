@@ -46,7 +46,8 @@ class Episodes:
     def annotated_blocks(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The same stream with a kind per token, int8 of shape (block,): `PROSE`, `NEEDLE` or `ANSWER`."""
         rng = random.Random(seed)
-        sizes, weights = zip(*_EPISODES_PER_BLOCK, strict=True)
+        sizes = [n for n, _ in _EPISODES_PER_BLOCK]
+        weights = [w for _, w in _EPISODES_PER_BLOCK]
         while True:
             n = rng.choices(sizes, weights)[0]
             tokens: list[tuple[int, int]] = []

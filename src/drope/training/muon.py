@@ -63,6 +63,7 @@ class Muon(torch.optim.Optimizer):
             for shape, same in by_shape.items():
                 updates = []
                 for p in same:
+                    assert p.grad is not None
                     state = self.state[p]
                     if "momentum_buffer" not in state:
                         state["momentum_buffer"] = torch.zeros_like(p)
