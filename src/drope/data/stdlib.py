@@ -22,15 +22,24 @@ _SKIPPED_DIRS = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pyca
 def prose(split: Split = "all") -> list[str]:
     """Documents of English prose, one per topic of `pydoc_data.topics`, in a fixed order.
 
-    `split="train"` and `split="heldout"` are disjoint and together equal `"all"`.
+    `"heldout"` is one topic in five. Topics quote one another at length, so `"train"` is the other topics without the
+    paragraphs that stand in a held-out one.
     """
     from pydoc_data.topics import topics
 
-    documents = [_clean(topics[name]) for name in sorted(topics)]
+    documents = list(dict.fromkeys(_clean(topics[name]) for name in sorted(topics)))  # several names share a text
     if split == "all":
         return documents
-    heldout = split == "heldout"
-    return [text for i, text in enumerate(documents) if (i % _HELDOUT_EVERY == 0) == heldout]
+    heldout = documents[::_HELDOUT_EVERY]
+    if split == "heldout":
+        return heldout
+    seen = {_plain(paragraph) for text in heldout for paragraph in text.split("\n\n")}
+    kept = (
+        "\n\n".join(p for p in text.split("\n\n") if _plain(p) not in seen)
+        for i, text in enumerate(documents)
+        if i % _HELDOUT_EVERY
+    )
+    return [text for text in kept if text.strip()]
 
 
 def sources() -> Iterator[str]:
@@ -71,3 +80,8 @@ def docstrings() -> list[str]:
         if parts:
             documents.append("\n\n".join(parts))
     return documents
+
+
+def _plain(paragraph: str) -> str:
+    """A paragraph without its layout: the same words quoted at another indentation are the same."""
+    return " ".join(paragraph.split())

@@ -1,0 +1,110 @@
+"""The whole pipeline on a tiny random model: what it writes, that it resumes, and what it refuses."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from drope.errors import InputError
+from drope.evaluation import EvaluationConfig
+from drope.models import is_position_free, load
+from drope.pipeline import ExtendConfig, extend
+from drope.results import Results
+from drope.training import RecalibrationConfig
+
+CONTEXT, TARGET = 128, 256
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tokenizer = load("bundled", weights=False).tokenizer
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=CONTEXT, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def config():
+    recalibration = RecalibrationConfig(
+        data="stdlib:prose", tokens=4 * 1024, batch_tokens=1024, distill=0.5, fade="lowest_first", fade_share=0.5
+    )
+    evaluation = EvaluationConfig(
+        tasks=("multi_key",), lengths=(CONTEXT, TARGET), trials=2, max_new_tokens=8, documents=1
+    )
+    return ExtendConfig(
+        TARGET, recalibration, evaluation, methods=("rope", "yarn"), control=True, temperature_tokens=512
+    )
+
+
+@pytest.fixture(scope="module")
+def extended(source, config, tmp_path_factory):
+    stages: list[str] = []
+    out = tmp_path_factory.mktemp("run") / "out"
+    return extend(source, out, config, say=stages.append), out, stages
+
+
+def test_everything_is_measured_and_written(extended, source):
+    done, out, stages = extended
+    assert len(stages) == 5
+    assert {m.method for m in done.results.measurements} == {"drope", "rope", "yarn", "control"}
+    assert {row["run"] for row in done.results.recovery} == {"drope", "control"}
+    assert [row["length"] for row in done.results.temperature] == [TARGET]
+    assert Results.load(out / "results.json") == done.results
+    assert "<html" in done.report.read_text(encoding="utf-8")
+    assert source not in (out / "results.json").read_text(encoding="utf-8")  # no paths of this machine
+
+
+def test_the_checkpoint_is_stock_and_position_free(extended):
+    done, _, _ = extended
+    model = AutoModelForCausalLM.from_pretrained(done.checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(done.checkpoint)
+    assert type(model) is LlamaForCausalLM
+    assert is_position_free(model)
+    assert model.config.max_position_embeddings == tokenizer.model_max_length == TARGET
+    ids = tokenizer("The special magic", return_tensors="pt").input_ids
+    cached, plain = (model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=c) for c in (True, False))
+    assert torch.equal(cached, plain)
+
+
+def test_the_same_command_again_trains_nothing(extended, source, config):
+    done, out, _ = extended
+    files = [*(out / "recalibration").rglob("*.safetensors"), *(out / "samples").iterdir(), out / "temperature.json"]
+    before = {f: f.stat().st_mtime_ns for f in files}
+    again = extend(source, out, config)
+    assert {f: f.stat().st_mtime_ns for f in files} == before
+    assert again.results.measurements == done.results.measurements
+
+
+def test_other_settings_need_another_folder(extended, source, config):
+    _, out, _ = extended
+    with pytest.raises(InputError, match=r"recalibration\.tokens"):
+        extend(source, out, replace(config, recalibration=replace(config.recalibration, tokens=8192)))
+
+
+def test_going_on_from_a_checkpoint(extended, source, config, tmp_path):
+    done, _, _ = extended
+    plain = replace(config.recalibration, fade=None, tokens=1024)
+    further = replace(config, continue_from=str(done.checkpoint), recalibration=plain, control=False)
+    assert extend(source, tmp_path / "out", further).results.select(method="drope")
+    with pytest.raises(InputError, match="position-free"):
+        extend(source, tmp_path / "other", replace(further, continue_from=source))
+
+
+@pytest.mark.parametrize("to", [CONTEXT, 64])
+def test_a_target_inside_the_context_is_refused(source, config, tmp_path, to):
+    with pytest.raises(InputError, match="--to"):
+        extend(source, tmp_path / "out", replace(config, to=to))
+
+
+def test_a_folder_of_other_things_is_left_alone(source, config, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(InputError, match="--out"):
+        extend(source, tmp_path, config)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
