@@ -1,0 +1,184 @@
+"""What a recalibration is told: amounts in tokens, everything else with the paper's defaults (method.md §3)."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from drope.errors import InputError
+from drope.quantities import parse_count, parse_tokens
+
+Schedule = Literal["cosine", "wsd", "constant"]
+Optimizer = Literal["adamw", "muon"]
+Precision = Literal["auto", "bf16", "float32"]
+Fade = Literal["lowest_first", "linear"]
+
+LARGEST_BATCH = 1 << 20  # tokens a step: the paper's
+WSD_DECAY = 0.2  # share of a wsd run that cools down
+
+# Fields of TrainingArguments that a run sets itself, and the setting that decides each.
+_RESERVED = {
+    "output_dir": "out", "max_steps": "tokens", "num_train_epochs": "tokens", "learning_rate": "learning_rate",
+    "per_device_train_batch_size": "micro_batch", "gradient_accumulation_steps": "batch_tokens",
+    "auto_find_batch_size": "micro_batch", "lr_scheduler_type": "schedule", "lr_scheduler_kwargs": "schedule",
+    "warmup_steps": "warmup", "warmup_ratio": "warmup", "weight_decay": "weight_decay", "adam_beta1": "betas",
+    "adam_beta2": "betas", "adam_epsilon": "eps", "max_grad_norm": "max_grad_norm", "bf16": "precision",
+    "fp16": "precision", "seed": "seed", "data_seed": "seed", "save_strategy": "save_every", "save_steps": "save_every",
+    "eval_strategy": "eval_every", "eval_steps": "eval_every", "eval_on_start": "eval_every",
+    "remove_unused_columns": "data", "train_sampling_strategy": "data", "ignore_data_skip": "resume",
+    "resume_from_checkpoint": "resume", "save_only_model": "resume", "use_cpu": "the model's device",
+    "full_determinism": "seed", "load_best_model_at_end": "tokens", "label_smoothing_factor": "distill",
+    "logging_strategy": "the history", "logging_steps": "the history", "use_liger_kernel": "precision",
+}  # fmt: skip
+
+
+@dataclass
+class RecalibrationConfig:
+    """Settings of one recalibration. Amounts may be written as people do: `tokens="5B"`, `context="2k"`.
+
+    data : training text (see `drope.data.sources`); text_field: its column in .jsonl, .parquet and hub data
+    tokens : to train on; rounded down to whole steps
+    batch_tokens : tokens a step, rounded down to whole blocks; None: 1,048,576, or less so that there are 500 steps
+    context : tokens a block; None: the model's training context
+    learning_rate : peak; None: 3e-4, or 1e-3 for a model with QKNorm
+    schedule : `cosine` to zero; `wsd`, constant then cooling down over the last fifth; `constant`
+    warmup : steps if 1 or more, else a share of the run
+    weight_decay, betas, eps : AdamW's (weight_decay also Muon's)
+    max_grad_norm : gradients are clipped to this norm; 0: not
+    optimizer : `adamw`, or `muon` for the matrices of the blocks with AdamW for everything else
+    precision : `bf16` computes in bfloat16 over float32 weights; `auto` does so where the hardware has it
+    seed : of the order of the data
+    micro_batch : blocks computed at once on one device; `auto` fits memory
+    save_every, eval_every : tokens between checkpoints (None: a tenth of the run) and evaluations (None: a twentieth)
+    eval_blocks : held-out blocks of an evaluation; 0: none
+    distill : weight w of the KL divergence from the RoPE original, (1 - w) CE + w T² KL; 0: cross entropy alone
+    temperature : T of the divergence
+    fade : None drops the rotation at once; `lowest_first` takes frequencies out one after the other, the lowest first;
+        `linear` scales all of them down together
+    fade_share : share of the run over which it fades
+    training_arguments : further fields of `transformers.TrainingArguments`
+
+    Raises
+    ------
+    InputError : a value outside its range, or a training argument that does not exist or is decided by another setting
+    """
+
+    data: str
+    tokens: int
+    batch_tokens: int | None = None
+    context: int | None = None
+    learning_rate: float | None = None
+    schedule: Schedule = "cosine"
+    warmup: float = 0.035
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+    optimizer: Optimizer = "adamw"
+    precision: Precision = "auto"
+    seed: int = 0
+    micro_batch: int | Literal["auto"] = "auto"
+    save_every: int | None = None
+    eval_every: int | None = None
+    eval_blocks: int = 16
+    distill: float = 0.0
+    temperature: float = 1.0
+    fade: Fade | None = None
+    fade_share: float = 0.3
+    text_field: str = "text"
+    training_arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tokens = parse_tokens(self.tokens, "tokens")
+        for name in ("batch_tokens", "save_every", "eval_every"):
+            if getattr(self, name) is not None:
+                setattr(self, name, parse_tokens(getattr(self, name), name))
+        if self.context is not None:
+            self.context = parse_count(self.context, "context")
+        self.betas = self._numbers("betas", self.betas, 2)
+        self._choices("schedule", Schedule)
+        self._choices("optimizer", Optimizer)
+        self._choices("precision", Precision)
+        if self.fade is not None:
+            self._choices("fade", Fade)
+        if self.learning_rate is not None:
+            self._range("learning_rate", above=0)
+        self._range("warmup", least=0)
+        self._range("weight_decay", least=0)
+        self._range("eps", above=0)
+        self._range("max_grad_norm", least=0)
+        self._range("distill", least=0, most=1)
+        self._range("temperature", above=0)
+        self._range("fade_share", above=0, below=1)
+        self._whole("seed", 0)
+        self._whole("eval_blocks", 0)
+        if self.micro_batch != "auto":
+            self._whole("micro_batch", 1, "auto, or ")
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise InputError("betas", self.betas, "two numbers from 0 to below 1")
+        _check_training_arguments(self.training_arguments, self.optimizer)
+
+    def _choices(self, name: str, kind: Any) -> None:
+        value = getattr(self, name)
+        if value not in get_args(kind):
+            raise InputError(name, value, ", ".join(get_args(kind)))
+
+    def _range(self, name: str, *, least=None, above=None, most=None, below=None) -> None:
+        value = self._numbers(name, (getattr(self, name),), 1)[0]
+        bounds = [
+            f"{words} {bound:g}"
+            for words, bound in (("at least", least), ("above", above), ("at most", most), ("below", below))
+            if bound is not None
+        ]
+        inside = (
+            (least is None or value >= least)
+            and (above is None or value > above)
+            and (most is None or value <= most)
+            and (below is None or value < below)
+        )
+        if not inside:
+            raise InputError(name, value, f"a number {' and '.join(bounds)}")
+        setattr(self, name, value)
+
+    def _whole(self, name: str, least: int, prefix: str = "") -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(name, value, f"{prefix}a whole number of at least {least}")
+
+    @staticmethod
+    def _numbers(name: str, values: Any, n: int) -> Any:
+        try:
+            numbers = tuple(float(v) for v in values)
+        except (TypeError, ValueError):
+            numbers = ()
+        if len(numbers) != n or not all(map(math.isfinite, numbers)):
+            raise InputError(name, values[0] if n == 1 else values, "a number" if n == 1 else f"{n} numbers")
+        return numbers
+
+
+#: Named settings, for `RecalibrationConfig(data=..., tokens=..., **RECIPES["fast"])`. `paper` is the published recipe;
+#: `fast` recovers in fewer tokens: it distils from the RoPE original and lets the rotation go frequency by frequency.
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {"schedule": "cosine", "optimizer": "adamw", "distill": 0.0, "fade": None},
+    "fast": {"optimizer": "muon", "distill": 0.7, "fade": "lowest_first", "fade_share": 0.3},
+}
+
+
+def _check_training_arguments(given: Any, optimizer: str) -> None:
+    from transformers import TrainingArguments
+
+    if not isinstance(given, dict):
+        raise InputError("training_arguments", given, "a mapping of field names to values")
+    known = [f.name for f in fields(TrainingArguments) if f.init]
+    for name in given:
+        if name in _RESERVED:
+            raise InputError(f"training_arguments.{name}", given[name], f"set by {_RESERVED[name]}, not here")
+        if name not in known:
+            near = difflib.get_close_matches(name, [k for k in known if k not in _RESERVED])
+            hint = f"Did you mean {' or '.join(near)}?" if near else ""
+            raise InputError("training_arguments", name, "the fields of transformers.TrainingArguments", hint)
+        if name == "optim" and optimizer != "adamw":
+            raise InputError("training_arguments.optim", given[name], f"nothing while optimizer is {optimizer}")

@@ -1,0 +1,303 @@
+"""Recalibration: drop the rotation, train briefly at the original context, on blocks whose order is fixed beforehand.
+
+out/recalibration.json   the settings, for telling a resumed run from another
+out/history.jsonl        loss, held-out loss, learning rate and speed over tokens
+out/checkpoints/         the Trainer's; `resume=True` goes on from the last whole one
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import uuid
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drope.errors import DropeError, InputError, Interrupted
+from drope.files import write_json
+from drope.training.config import RecalibrationConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel
+
+    from drope.data.packing import Blocks
+    from drope.training.plan import Plan
+
+# What may change on resume: it decides when something is written, not what is computed.
+_FREE = ("save_every", "eval_every", "eval_blocks")
+
+
+@dataclass
+class RecalibrationResult:
+    """What `recalibrate` returns.
+
+    model : the model that was passed in, trained: position free, or rotating after a control run
+    history : rows {tokens, loss, objective, divergence, learning_rate, tokens_per_second, eval_loss}; loss and
+        eval_loss are cross entropies in nats per token, objective is what was minimised; None where not measured
+    tokens_seen : tokens trained on, earlier parts of a resumed run included
+    steps : optimizer steps, likewise
+    data : {spec, fingerprint, tokens, epochs} of the training blocks
+    checkpoint : the Trainer's last checkpoint
+    settings : the settings as they were resolved
+    """
+
+    model: PreTrainedModel
+    history: list[dict[str, Any]]
+    tokens_seen: int
+    steps: int
+    data: dict[str, Any]
+    checkpoint: Path
+    settings: dict[str, Any]
+
+
+def recalibrate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    config: RecalibrationConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    control: bool = False,
+    teacher: PreTrainedModel | None = None,
+    cache_dir: str | Path | None = None,
+) -> RecalibrationResult:
+    """Train `model` without positions, in place, on `config.tokens` tokens at its own context.
+
+    Parameters
+    ----------
+    model : rotating or dropped; a resumed run takes the same model as it began with, not a checkpoint of it
+    tokenizer : the model's
+    out : folder of the run
+    resume : go on from the last checkpoint in `out`, with the same data in the same order to the same weights
+    control : keep RoPE; everything else, the blocks included, is the same
+    teacher : what `config.distill` distils from; None: `model` as it is at the start, with its rotation
+    cache_dir : of packed blocks (see `drope.data.packing.pack`)
+
+    Raises
+    ------
+    InputError : a setting, the data or `out` cannot be used; a resumed run has other settings (names the first)
+    Interrupted : SIGINT or SIGTERM; a checkpoint was written and the message says how to go on
+    DropeError : the disk is full, the loss is not finite, a checkpoint is damaged, or memory does not suffice
+    """
+    from drope.data.packing import pack
+    from drope.models.shape import stops_rotation
+    from drope.training.plan import make_plan
+
+    out = Path(out)
+    record = _record(out, resume)
+    if config.fade and not control and stops_rotation(model.config):
+        allowed = "none for a checkpoint that is position free already"
+        raise InputError("fade", config.fade, allowed, "Start from the original to fade.")
+    if teacher is None and config.distill:
+        teacher = _own_teacher(model)
+    plan = make_plan(model, tokenizer, config, teacher, record, control)
+    amount = plan.steps * plan.step_blocks * plan.context
+    packing: dict[str, Any] = {"cache_dir": cache_dir, "seed": config.seed, "text_field": config.text_field}
+    blocks = pack(config.data, tokenizer, plan.context, tokens=amount, **packing)
+    heldout = _heldout(config, tokenizer, plan.context, packing)
+    data = {
+        "spec": str(config.data),
+        "fingerprint": blocks.fingerprint,
+        "tokens": blocks.tokens,
+        "epochs": blocks.epochs,
+    }
+    settings = asdict(config) | asdict(plan) | {"blocks": blocks.fingerprint, "control": control}
+    settings |= {"weights": _digest(model), "teacher": _digest(teacher) if config.distill else None}
+    settings = json.loads(json.dumps(settings, default=str))
+    run = _claim(out, settings, record)
+
+    with _borrowed(model, control, bool(config.fade)):
+        history = _train(model, config, plan, blocks, heldout, teacher, out, run, control, resume)
+    tokens = plan.steps * plan.step_blocks * plan.context
+    checkpoint = out / "checkpoints" / f"checkpoint-{plan.steps}"
+    return RecalibrationResult(model, history, tokens, plan.steps, data, checkpoint, settings)
+
+
+def _train(
+    model: PreTrainedModel,
+    config: RecalibrationConfig,
+    plan: Plan,
+    blocks: Blocks,
+    heldout: Blocks | None,
+    teacher: PreTrainedModel | None,
+    out: Path,
+    run: str,
+    control: bool,
+    resume: bool,
+) -> list[dict[str, Any]]:
+    """Run the Trainer; the rows of the history."""
+    import torch
+    from transformers.trainer_callback import PrinterCallback
+
+    from drope import models
+    from drope.progress import track
+    from drope.training.callbacks import History, StopCallback
+    from drope.training.fade import FadeCallback
+    from drope.training.trainer import RecalibrationTrainer, checkpoints
+
+    folder = out / "checkpoints"
+    last = checkpoints(folder, run)[-1:] if resume else []
+    label = "Training the control" if control else "Recalibrating"
+    with track(label, plan.steps * plan.step_tokens, "tokens") as bar:
+        history = History(out / "history.jsonl", plan.step_tokens, bar)
+        stop = StopCallback()
+        callbacks: list[Any] = [history, stop]
+        if config.fade and not control:
+            callbacks.append(FadeCallback(model, config.fade, plan.fade_steps))
+        trainer = RecalibrationTrainer(
+            model=model, args=plan.training_arguments(config, folder, bool(heldout), model.device), callbacks=callbacks,
+            train_dataset=blocks.dataset, eval_dataset=heldout.dataset if heldout else None,
+            data_collator=lambda rows: {"input_ids": torch.stack([row["input_ids"] for row in rows])},
+            config=config, teacher=teacher if config.distill else None, autocast=plan.autocast, run=run,
+        )  # fmt: skip
+        trainer.pop_callback(PrinterCallback)
+        history.trainer = trainer
+        with stop.listening(), _training_errors(last):
+            trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
+        history.trainer = None  # the cycle would keep the optimizer's state in memory
+        if model.device.type != "cpu":
+            trainer.accelerator.free_memory()
+    if config.fade and not control:
+        models.drop(model)
+    done = trainer.state.global_step
+    if done < plan.steps:
+        raise Interrupted(
+            f"Stopped after {done * plan.step_tokens:,} of {plan.steps * plan.step_tokens:,} tokens; all of it is "
+            f"saved in {out}. To go on, run the same command with --resume (in Python: recalibrate(..., resume=True))."
+        )
+    return history.rows
+
+
+@contextmanager
+def _borrowed(model: PreTrainedModel, control: bool, fades: bool) -> Iterator[None]:
+    """Give the model its rotation (or none) and float32 weights; put back on exit all that is not to be changed."""
+    import torch
+
+    from drope import models
+
+    if control:
+        models.restore(model)
+    elif not fades:
+        models.drop(model)
+    else:
+        models.restore(model)
+    dtypes = {name: p.dtype for name, p in model.named_parameters()}
+    training, use_cache = model.training, model.config.use_cache
+    frozen = not any(p.requires_grad for p in model.parameters())
+    for p in model.parameters():
+        if frozen:
+            p.requires_grad_(True)
+        if p.dtype in (torch.bfloat16, torch.float16):
+            p.data = p.data.float()  # small updates would be lost in 8 bits of mantissa; buffers keep their dtype
+    try:
+        yield
+    finally:
+        for name, p in model.named_parameters():
+            p.grad = None
+            p.data = p.data.to(dtypes[name])
+            if frozen:
+                p.requires_grad_(False)
+        model.train(training)
+        model.config.use_cache = use_cache
+
+
+@contextmanager
+def _training_errors(last: list[Path]) -> Iterator[None]:
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DropeError(
+            "The device's memory does not suffice. Set micro_batch to fewer blocks (1 at least), or pass "
+            "training_arguments gradient_checkpointing=True."
+        ) from error
+    except (SafetensorError, EOFError) as error:
+        if not last:
+            raise
+        raise DropeError(
+            f"{last[0].name} is damaged ({error}). Delete this folder and resume: the checkpoint before it is taken."
+        ) from error
+
+
+def _own_teacher(model: PreTrainedModel) -> PreTrainedModel:
+    """A frozen copy of the model with its rotation."""
+    from drope import models
+    from drope.models.shape import stops_rotation
+
+    if stops_rotation(model.config):
+        raise InputError("teacher", None, "the RoPE original, since this checkpoint is position free already")
+    teacher = models.restore(copy.deepcopy(model)).eval()
+    for p in teacher.parameters():
+        p.requires_grad_(False)
+    return teacher
+
+
+def _heldout(config: RecalibrationConfig, tokenizer: Any, context: int, packing: dict[str, Any]) -> Blocks | None:
+    from drope.data.packing import pack
+
+    if not config.eval_blocks:
+        return None
+    try:
+        return pack(config.data, tokenizer, context, tokens=config.eval_blocks * context, heldout=True, **packing)
+    except InputError as error:
+        import logging
+
+        logging.getLogger(__name__).warning("No held-out loss is measured: %s", error)
+        return None
+
+
+def _record(out: Path, resume: bool) -> dict[str, Any] | None:
+    """What `out` says of the run to go on with; None for a new run."""
+    path = out / "recalibration.json"
+    if not resume:
+        if path.exists() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+            hint = (
+                "Pass --resume to go on with the run in it, or choose another." if path.exists() else "Choose another."
+            )
+            raise InputError("--out", str(out), "a folder that does not exist yet", hint)
+        return None
+    if not path.exists():
+        if out.is_dir() and not any(out.iterdir()):
+            return None  # stopped before it began
+        raise InputError("--out", str(out), "the folder of a run to resume", "There is no recalibration.json in it.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {"run": str(record["run"]), "settings": dict(record["settings"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            "--out", str(out), "the folder of a run to resume", f"Its record is damaged: {error}"
+        ) from error
+
+
+def _claim(out: Path, settings: dict[str, Any], record: dict[str, Any] | None) -> str:
+    """Compare with the run that is resumed, or begin a record; the run's identity."""
+    if record is not None:
+        for name, theirs in record["settings"].items():
+            if name not in _FREE and settings.get(name) != theirs:
+                raise InputError(
+                    name, settings.get(name), f"{theirs!r}, as in the run that is to go on",
+                    "Give the old setting, or start a new run in another folder.",
+                )  # fmt: skip
+        return record["run"]
+    run = uuid.uuid4().hex
+    write_json(out / "recalibration.json", {"run": run, "settings": settings})
+    return run
+
+
+def _digest(model: PreTrainedModel | None) -> str | None:
+    """A digest of a model's weights: the first and last values of every parameter."""
+    if model is None:
+        return None
+    digest = hashlib.sha256()
+    for name, p in model.named_parameters():
+        flat = p.detach().flatten()
+        for part in (flat[:64], flat[-64:]):
+            digest.update(name.encode() + part.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,217 @@
+"""The Trainer subclass: our objective, our optimizers, the given order of blocks, whole checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+from transformers import Trainer
+from transformers.utils import logging as transformers_logging
+
+from drope.errors import DropeError
+from drope.files import write_json
+from drope.training.losses import Logits, Losses, chunked_loss, linear_head
+from drope.training.optimizers import muon_adamw
+
+if TYPE_CHECKING:
+    from drope.training.config import RecalibrationConfig
+
+MARKER = "drope_run.json"  # written last into each checkpoint: whole, and of which run
+
+
+class RecalibrationTrainer(Trainer):
+    """A Trainer for packed blocks without padding: every batch is `{"input_ids": (B, T)}` and every token counts.
+
+    Parameters
+    ----------
+    config : the run's settings
+    teacher : the RoPE original, if its logits are part of the objective
+    autocast : dtype of the computation over float32 weights; None: as the weights are
+    run : identity of the run, kept in its checkpoints
+    """
+
+    model: Any
+    args: Any
+    eval_dataset: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        config: RecalibrationConfig,
+        teacher: Any,
+        autocast: torch.dtype | None,
+        run: str,
+        **kwargs: Any,
+    ):
+        self.config, self.teacher, self.autocast, self.run = config, teacher, autocast, run
+        super().__init__(*args, **kwargs)
+        self.loss_is_scaled_for_ga = False  # ours is the mean of one micro batch
+        self._head = linear_head(self.model)
+        self._teacher_head = None
+        if teacher is not None:
+            teacher.to(self.args.device).eval()
+            self._teacher_head = linear_head(teacher)
+        self._hidden: list[Tensor] = []
+        self._sums = torch.zeros(4, device=self.args.device)  # loss, cross entropy, divergence, how many
+
+    # -- objective ---------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        losses = self._losses(model, inputs["input_ids"], distill=self.config.distill)
+        self._sums += torch.stack([*(x.detach() for x in losses), torch.ones_like(losses.loss)])
+        return (losses.loss, {}) if return_outputs else losses.loss
+
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        # Autocast around the objective alone: accelerate's mixed precision would rebind the model's forward.
+        stack = super().compute_loss_context_manager()
+        stack.enter_context(self._precision())
+        return stack
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.args.device.type, dtype=self.autocast)
+
+    def _losses(self, model: Any, ids: Tensor, distill: float) -> Losses:
+        """The objective on blocks `ids` (B, T): position t predicts token t + 1."""
+        taught = None
+        if self.teacher is not None and distill:
+            with torch.no_grad():
+                taught = _unembedded(self.teacher, self._teacher_head, ids)
+        if self._head is None:
+            outputs = model(input_ids=ids, use_cache=False)
+            student = Logits(_rows(outputs.logits))
+        else:
+            # The wrapped model runs (its hooks reduce gradients), its last hidden states are caught on their way.
+            catch = self.model.base_model.register_forward_hook(lambda *call: self._hidden.append(call[-1][0]))
+            try:
+                outputs = model(input_ids=ids, use_cache=False, logits_to_keep=1)
+            finally:
+                catch.remove()
+            student = Logits(_rows(self._hidden.pop()), self._head.weight, self._head.bias)
+        targets = ids[:, 1:].reshape(-1)
+        losses = chunked_loss(student, targets, taught, distill, self.config.temperature)
+        if (
+            balance := getattr(outputs, "aux_loss", None)
+        ) is not None:  # experts' load, where a model is set to report it
+            losses = losses._replace(loss=losses.loss + self.model.config.router_aux_loss_coef * balance)
+        return losses
+
+    def mean_losses(self) -> dict[str, float | None]:
+        """Means since the last call: objective, cross entropy (`loss`), divergence."""
+        objective, loss, divergence, count = self.accelerator.reduce(self._sums, "sum").tolist()
+        self._sums.zero_()
+        count = max(count, 1)
+        taught = divergence / count if self.config.distill else None
+        return {"loss": loss / count, "objective": objective / count, "divergence": taught}
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Cross entropy (nats per token) on the held-out blocks; every process does all of them."""
+        self.model.eval()
+        total = torch.zeros((), device=self.args.device, dtype=torch.float64)
+        blocks = self.eval_dataset
+        with torch.no_grad(), self._precision():
+            for at in range(0, len(blocks), self.args.per_device_train_batch_size):
+                ids = blocks[at : at + self.args.per_device_train_batch_size]["input_ids"].to(self.args.device)
+                total += self._losses(self.model, ids, distill=0.0).cross_entropy * len(ids)
+        metrics = {f"{metric_key_prefix}_loss": total.item() / len(blocks)}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # -- optimizer and order -----------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.config.optimizer == "muon" and self.optimizer is None:
+            model = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(model))
+            settings = (self.args.learning_rate, self.config.weight_decay, self.config.betas, self.config.eps)
+            self.optimizer = muon_adamw(model, *settings, decayed)
+        return super().create_optimizer(model)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        blocks: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(blocks)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping | None = None) -> None:
+        # The stock method also pickles the TrainingArguments.
+        if self.args.should_save:
+            with _quiet():
+                self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        # Older checkpoints go only once this one is whole.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                write_json(folder / MARKER, {"run": self.run, "step": self.state.global_step})
+        except Exception as error:
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            if _disk_is_full(error):
+                raise DropeError(
+                    f"The disk is full while writing {folder.name}. Older checkpoints are whole: free space and resume."
+                ) from error
+            raise
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save and limit:
+            for old in checkpoints(Path(self.args.output_dir))[:-limit]:
+                shutil.rmtree(old)
+
+
+def checkpoints(folder: Path, run: str | None = None) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first; of one run only, if given."""
+    import json
+
+    found = []
+    for marker in folder.glob(f"checkpoint-*/{MARKER}"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads(marker.read_text(encoding="utf-8"))
+            if run in (None, content["run"]):
+                found.append((int(content["step"]), marker.parent))
+    return [path for _, path in sorted(found)]
+
+
+def _unembedded(model: Any, head: Any, ids: Tensor) -> Logits:
+    if head is None:
+        return Logits(_rows(model(input_ids=ids, use_cache=False).logits))
+    hidden = model.base_model(input_ids=ids, use_cache=False)[0]
+    return Logits(_rows(hidden), head.weight, head.bias)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, T, D) -> (B (T - 1), D): the last position of a block has nothing to predict."""
+    return x[:, :-1].reshape(-1, x.shape[-1])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bar for writing one file; ours is on the screen already."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    # safetensors and torch report it as errors of their own, with the system's words inside.
+    code = getattr(error, "errno", None)
+    return code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or "os error 28" in str(error)
