@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from drope.errors import InputError
 from drope.evaluation import EvaluationConfig
-from drope.models import is_position_free, load
+from drope.models import drop, is_position_free, load, save
 from drope.pipeline import ExtendConfig, extend
 from drope.results import Results
 from drope.training import RecalibrationConfig
@@ -89,12 +89,21 @@ def test_other_settings_need_another_folder(extended, source, config):
 
 
 def test_going_on_from_a_checkpoint(extended, source, config, tmp_path):
-    done, _, _ = extended
-    plain = replace(config.recalibration, fade=None, tokens=1024)
-    further = replace(config, continue_from=str(done.checkpoint), recalibration=plain, control=False)
-    assert extend(source, tmp_path / "out", further).results.select(method="drope")
+    part, loaded = tmp_path / "part", load(source)
+    save(drop(loaded.model), part, loaded.tokenizer, target_length=TARGET, provenance={"tokens": 5000})
+    shorter = replace(config.recalibration, tokens=1024)
+    further = replace(config, continue_from=str(part), control=False, recalibration=shorter)
+    results = extend(source, tmp_path / "out", further).results
+    assert results.meta["recalibration_tokens"] == 5000 + 1024
     with pytest.raises(InputError, match="position-free"):
         extend(source, tmp_path / "other", replace(further, continue_from=source))
+
+
+def test_a_folded_temperature_cannot_be_trained_on(source, config, tmp_path):
+    part, loaded = tmp_path / "part", load(source)
+    save(drop(loaded.model), part, loaded.tokenizer, target_length=TARGET, beta=1.25)
+    with pytest.raises(InputError, match=r"1\.25 folded"):
+        extend(source, tmp_path / "out", replace(config, continue_from=str(part)))
 
 
 @pytest.mark.parametrize("to", [CONTEXT, 64])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,7 +117,7 @@ def extend(
     results.temperature = temperature.rows()
     results.meta |= {
         "source": _shown(source), "target_length": config.to, "notes": config.notes, "settings": config.settings(),
-        "recalibration_tokens": run.tokens_seen,
+        "recalibration_tokens": _tokens(run, config),
     }  # fmt: skip
     results.save(out / "results.json")
 
@@ -160,20 +160,26 @@ def _recalibrated(loaded: Loaded, out: Path, config: ExtendConfig, loading: dict
     from drope.training import recalibrate
 
     start = models.load(config.continue_from or loaded.source, **loading).model
-    if config.continue_from and not models.is_position_free(start):
-        raise InputError("continue_from", config.continue_from, "a position-free checkpoint that drope wrote")
+    settings = config.recalibration
+    if config.continue_from:
+        if not models.is_position_free(start):
+            raise InputError("continue_from", config.continue_from, "a position-free checkpoint that drope wrote")
+        if (beta := _sidecar(config.continue_from).get("temperature", {}).get("beta", 1)) != 1:
+            raise InputError(
+                "continue_from", config.continue_from, "a checkpoint whose temperature is 1",
+                f"This one has {beta:g} folded into its weights; take one that `drope recalibrate` wrote.",
+            )  # fmt: skip
+        settings = replace(settings, fade=None)  # its rotation is gone already
     if config.qk_norm and not config.continue_from:
         if not config.recalibration.fade:
             models.drop(start)
         start, _ = models.add_qk_norm(start, _batches(loaded, config), init=config.qk_norm_init)
     teacher = loaded.model if config.recalibration.distill else None
     folder = out / "recalibration"
-    return recalibrate(start, loaded.tokenizer, config.recalibration, folder, resume=folder.exists(), teacher=teacher)
+    return recalibrate(start, loaded.tokenizer, settings, folder, resume=folder.exists(), teacher=teacher)
 
 
 def _control(source: str, out: Path, config: ExtendConfig, loading: dict[str, Any]) -> RecalibrationResult:
-    from dataclasses import replace
-
     from drope import models
     from drope.training import recalibrate
 
@@ -245,7 +251,7 @@ def _save(
 
     target = out / "checkpoint"
     provenance = {
-        "source": _shown(loaded.source), "method": "drope", "tokens": run.tokens_seen, "data": run.data,
+        "source": _shown(loaded.source), "method": "drope", "tokens": _tokens(run, config), "data": run.data,
         "temperature": {"a": temperature.a, "objective": temperature.objective},
         "recalibration": config.settings()["recalibration"],
     }  # fmt: skip
@@ -253,6 +259,16 @@ def _save(
         run.model, target, loaded.tokenizer, target_length=config.to, beta=temperature.beta(config.to),
         provenance=provenance, card={"notes": table(results)}, overwrite=True,
     )  # fmt: skip
+
+
+def _tokens(run: RecalibrationResult, config: ExtendConfig) -> int:
+    """Tokens of recalibration in all: those of `continue_from` and those of this run."""
+    return run.tokens_seen + int(_sidecar(config.continue_from or "").get("tokens") or 0)
+
+
+def _sidecar(checkpoint: str) -> dict[str, Any]:
+    path = Path(checkpoint) / "drope.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _shown(source: str) -> str:
