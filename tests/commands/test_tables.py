@@ -19,7 +19,7 @@ def render(*measurements: Measurement) -> str:
     console = Console(file=io.StringIO(), width=160)
     for item in result_tables(measurements, 256):
         console.print(item)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return console.file.getvalue()
 
 
 def test_methods_down_and_lengths_across() -> None:

@@ -97,7 +97,7 @@ def summary(found: Inspection) -> list[RenderableType]:
                 "tokens",
                 f"{format_tokens(found.suggested_tokens)}: {found.suggestion}" if found.suggested_tokens else None,
             ),
-            ("work", f"{human(found.training_flops)} FLOP per token of training ({FLOPS_FORMULA})"),
+            ("work", f"{human(found.training_flops)} operations per token of training ({FLOPS_FORMULA})"),
         ]
         for name, size in found.memory.items():
             rows.append(("memory", f"{gibibytes(size)} + activations; bytes a parameter: {MEMORY_FORMULAS[name][0]}"))

@@ -106,7 +106,12 @@ def recalibrate(
         if run.qk_norm:
             start = start if config.fade else models.drop(start)
             start, norm = add_norm(
-                start, loaded.tokenizer, context, run.qk_norm_init, recalibrating.data, run.qk_norm_tokens
+                start,
+                loaded.tokenizer,
+                config.context or context,
+                run.qk_norm_init,
+                recalibrating.data,
+                run.qk_norm_tokens,
             )
         done = train(
             start, loaded.tokenizer, config, run.out / "run", resume=run.resume, control=run.control, teacher=teacher
