@@ -166,7 +166,8 @@ def test_bad_input(sharp, letters, field, changed):
 
 def test_needle_objective_is_the_loss_of_the_answers():
     """Against a computation by hand on the very trials, which come from a seed that no evaluation can have."""
-    from drope.evaluation.trials import Trials, get_task
+    from drope.evaluation.tasks import get_task
+    from drope.evaluation.trials import Trials
 
     raw = Tokenizer(models.WordLevel({chr(i): i for i in range(256)}, unk_token="?"))
     raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")

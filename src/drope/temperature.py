@@ -222,7 +222,8 @@ def _needle_losses(
     from drope.data.needles import join_words
     from drope.data.stdlib import sentences
     from drope.evaluation.losses import temperature_at, token_losses
-    from drope.evaluation.trials import Trials, get_task
+    from drope.evaluation.tasks import get_task
+    from drope.evaluation.trials import Trials
 
     trials = Trials(tokenizer, sentences(list(documents)), seed=-1 - abs(seed))
     chosen = [get_task(t) for t in tasks]

@@ -10,7 +10,8 @@ import torch
 
 from drope.evaluation import needles
 from drope.evaluation.needles import Decoding, answer, greedy, run_trials
-from drope.evaluation.trials import Trials, get_task
+from drope.evaluation.tasks import get_task
+from drope.evaluation.trials import Trials
 from drope.models import drop
 from drope.results import wilson
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from drope.errors import InputError
-from drope.evaluation.trials import TASKS, Trials, found, get_task, is_success
+from drope.evaluation.tasks import TASKS, found, get_task, is_success
+from drope.evaluation.trials import Trials
 
 NEEDLE = re.compile(r"One of the special magic numbers for ([^\s]+) is: (\d{7})\.")
 ENDINGS = {
@@ -72,6 +73,9 @@ def test_pairing_is_independent_of_everything_else(tokenizers, sentences):
         first[i] for i in (5, 3, 1)
     ]  # order and count do not matter
     assert len({t.digest for t in first}) == 6
+    longer = Trials(tokenizer, sentences, seed=5).make(task, 600, 2)
+    assert longer.answers == first[2].answers
+    assert len(longer.ids) > len(first[2].ids)
     other = Trials(tokenizer, sentences, seed=6).make(task, 300, 0)
     assert not set(other.answers) & set(first[0].answers)
     assert Trials(tokenizers["bos"], sentences, seed=5).make(task, 300, 0).answers == first[0].answers
@@ -120,6 +124,12 @@ def test_impossible_length_says_how_much_is_needed(tokenizer, sentences):
     assert trials.make(get_task("multi_query"), least, 0).length == least  # what the message promises is true
     with pytest.raises(InputError):
         trials.make(get_task("multi_query"), least - 1, 0)
+    with pytest.raises(InputError) as error:  # one of many may need more: known before any is built
+        trials.check(get_task("multi_query"), 100, 20)
+    most = int(re.findall(r"at least (\d+)", str(error.value))[0])
+    assert most > least
+    trials.check(get_task("multi_query"), most, 20)
+    assert len(list(trials.batch(get_task("multi_query"), most, 20))) == 20
 
 
 def test_unknown_task_names_the_nearest():
@@ -160,3 +170,9 @@ def test_score(answers, output, share):
 def test_task_refuses_more_than_it_hides():
     with pytest.raises(InputError):
         replace(TASKS["multi_query"], keys=3, values=2)
+
+
+@pytest.mark.parametrize(("length", "budget"), [(1024, 48), (384, 48), (320, 40)])
+def test_budget_is_a_small_part_of_a_short_length(length, budget, tokenizers, sentences):
+    trial = Trials(tokenizers["digits"], sentences).make(get_task("single"), length, 0)
+    assert trial.max_new_tokens == budget

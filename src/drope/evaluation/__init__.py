@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from drope.evaluation.config import EvaluationConfig
-from drope.evaluation.trials import TASKS, Task, Trial, Trials, get_task
+from drope.evaluation.tasks import TASKS, Task, get_task
+from drope.evaluation.trials import Trial, Trials
 
 if TYPE_CHECKING:
     from drope.evaluation.run import Entry, compare, evaluate

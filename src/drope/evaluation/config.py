@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from drope.errors import InputError
-from drope.evaluation.trials import TASKS, Task, get_task
+from drope.evaluation.tasks import TASKS, Task, get_task
 
 
 @dataclass
@@ -19,7 +19,7 @@ class EvaluationConfig:
     depths : grid of the single needle, 0 (start) to 1 (end)
     multi_values : values under the key that `multi_value` asks for, of 4 needles (the paper does not say how many)
     haystack : source of the haystack; repeat_haystack: a short one is repeated, else refused
-    max_new_tokens : answer budget, part of the length
+    max_new_tokens : answer budget, part of the length: an eighth of it at most, but always the answers and 16 tokens
     batch_tokens : rows x length held on the device at once
     stop_at_newline : cut outputs at the first newline after text
     text : source of held-out text for perplexity; documents: how many (0: no perplexity), concatenated to its lengths

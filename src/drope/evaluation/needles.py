@@ -17,7 +17,8 @@ import torch
 from drope.errors import DropeError
 from drope.evaluation.losses import evaluating
 from drope.evaluation.records import append, read_lines
-from drope.evaluation.trials import Trial, found, is_success
+from drope.evaluation.tasks import found, is_success
+from drope.evaluation.trials import Trial
 from drope.progress import track
 from drope.results import Measurement, wilson
 

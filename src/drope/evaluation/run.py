@@ -112,7 +112,7 @@ def _run(entries: dict[str, Entry], config: EvaluationConfig, folder: Path, cont
     for length in lengths if tasks else ():  # impossible lengths fail before hours of work
         for generator in generators.values():
             for task in tasks:
-                generator.make(task, length, 0)
+                generator.check(task, length, config.count(task))
     documents = {
         (id(entry.tokenizer), length): windows(entry.tokenizer, heldout_texts(config.text), length, config.documents)
         for length in document_lengths for entry in entries.values()

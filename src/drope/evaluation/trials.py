@@ -1,74 +1,32 @@
 """Needle trials: the DroPE paper's three tasks and the single needle, built to the token.
 
-A trial depends on (task, length, seed, index), the haystack and the tokenizer, and on nothing else. Every method
-therefore meets the same prompts, and comparisons are paired.
-
-The paper asks `multi_value` for "all the special magic numbers for A" among 4 (key, value) pairs and does not say how
-many of them belong to A. Here it is 2 (`Task.values`), which leaves 2 pairs of other keys to be told apart.
+A trial depends on (task, length, seed, index), the haystack and the tokenizer, and on nothing else. So every method
+meets the same prompts, and comparisons are paired. At another length, the same needles lie in more of the same text.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from drope.data import needles as N
 from drope.errors import InputError
+from drope.evaluation.tasks import Task
 from drope.evaluation.tokens import Encoder
 
 if TYPE_CHECKING:
     import numpy as np
 
 _ANSWER_SLACK = 16  # tokens around the values: " and ", a full stop, a false start
+_ANSWER_SHARE = 8  # at short lengths, an eighth at most is kept for the answer
 _MARGIN = 1.1  # haystack fetched beyond the estimate, so that the exact count can grow into it
 _CLOSE = 2  # tokens of the length that may stay unused
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is hidden and asked: `pairs` needles, `keys` of their keys asked for, `values` under each of these."""
-
-    name: str
-    ask: str
-    pairs: int = 4
-    keys: int = 1
-    values: int = 1
-    grid: bool = False  # needle depth from a grid instead of drawn at random
-
-    def __post_init__(self):
-        if not 1 <= self.keys * self.values <= self.pairs:
-            raise InputError(
-                f"{self.name}: values per asked key",
-                self.values,
-                f"1 to {self.pairs // self.keys} of its {self.pairs} pairs",
-            )
-
-
-TASKS = {
-    task.name: task
-    for task in (
-        Task("single", N.ASK_KEY, pairs=1, grid=True),
-        Task("multi_query", N.ASK_KEYS, keys=2),
-        Task("multi_key", N.ASK_KEY),
-        Task("multi_value", N.ASK_VALUES, values=2),
-    )
-}
-
-
-def get_task(name: str, values: int | None = None) -> Task:
-    """A task by name; `values` replaces the number of values that `multi_value` asks for."""
-    if name not in TASKS:
-        near = difflib.get_close_matches(name.replace("-", "_"), TASKS, n=2, cutoff=0.4)
-        raise InputError("tasks", name, ", ".join(TASKS), f"Did you mean {' or '.join(near)}?" if near else "")
-    task = TASKS[name]
-    return replace(task, values=values) if values is not None and name == "multi_value" else task
 
 
 @dataclass(frozen=True)
@@ -97,15 +55,17 @@ class Trial:
         return f"{head[:60]} … {question}"
 
 
-def found(answers: Sequence[str], output: str) -> float:
-    """Share of the expected answers that occur in the output, case-insensitive (RULER's string match)."""
-    text = output.lower()
-    return sum(a.lower() in text for a in answers) / len(answers)
+@dataclass
+class _Draft:
+    """A trial before its haystack. bare: prompt without haystack; where: place of the excerpt, 0 to 1."""
 
-
-def is_success(answers: Sequence[str], output: str) -> bool:
-    """The paper's success: every expected value occurs in the output."""
-    return found(answers, output) == 1.0
+    pairs: list[tuple[str, str]]
+    answers: tuple[str, ...]
+    at: list[float]
+    where: float
+    question: str
+    spoken: int
+    bare: tuple[str, list[float], list[int]] = ("", [], [])
 
 
 class Trials:
@@ -115,7 +75,7 @@ class Trials:
     ----------
     sentences : the haystack, in order
     depths : grid of the single needle, 0 to 1
-    max_new_tokens : answer budget, raised where the tokenizer needs more for the answers themselves
+    max_new_tokens : answer budget; at most an eighth of the length, but always what the answers take and 16 tokens more
     repeat : a haystack shorter than a length is repeated, as in RULER; else refused
     """
 
@@ -143,49 +103,66 @@ class Trials:
     def make(self, task: Task, length: int, index: int) -> Trial:
         """Trial `index` of a task: the largest prompt with prompt + answer budget <= `length` tokens.
 
+        Needles, question and place in the haystack are the same at every length.
+
         Raises
         ------
         InputError : needles, question and answer alone exceed `length`, or the haystack is too short to be used once
         """
         import numpy as np
 
-        rng = random.Random(f"{self.seed}/{task.name}/{length}/{index}")
-        pairs, asked = _draw_pairs(task, rng)
-        at = [self.depths[index % len(self.depths)]] if task.grid else [rng.random() for _ in pairs]
-        where = rng.random()
-        needles = [N.NEEDLE.format(key=k, value=v) for k, v in pairs]
-        question = task.ask.format(keys=N.join_words(asked))
-        answers = tuple(v for a in asked for k, v in pairs if k == a)
-
-        spoken = self.encode.plain([f" {N.join_words(answers)}."])[0]
-        budget = max(self.max_new_tokens, len(spoken) + _ANSWER_SLACK)
-        room = length - budget
-
-        def build(pieces: list[str]) -> tuple[str, list[float], list[int]]:
-            text, depths = _insert(pieces, needles, at)
-            prompt = f"{text}\n{question}"
-            return prompt, depths, self.encode(prompt)
-
-        bare = build([])
-        least = len(bare[2])
-        if least > room:
-            raise InputError(
-                "lengths", length, f"at least {least + budget} tokens for {task.name}",
-                f"Its needles and question take {least} tokens and the answer {budget}.",
-            )  # fmt: skip
-        prompt, depths, ids = self._fill(build, bare, room, where, length)
-        depth_of = dict(zip((v for _, v in pairs), depths, strict=True))
+        draft = self._draft(task, index)
+        self._refuse(task, length, [draft])
+        budget = self._budget(draft, length)
+        prompt, depths, ids = self._fill(draft, length - budget, length)
+        depth_of = dict(zip((v for _, v in draft.pairs), depths, strict=True))
         return Trial(
-            task.name, length, self.seed, index, prompt, answers, tuple(round(depth_of[v], 4) for v in answers),
-            at[0] if task.grid else None, budget, np.asarray(ids, dtype=np.int32),
+            task.name, length, self.seed, index, prompt, draft.answers,
+            tuple(round(depth_of[v], 4) for v in draft.answers), draft.at[0] if task.grid else None,
+            budget, np.asarray(ids, dtype=np.int32),
         )  # fmt: skip
+
+    def check(self, task: Task, length: int, count: int) -> None:
+        """Raise InputError now if any of the first `count` trials would not fit: cheap, nothing is filled."""
+        drafts = [self._draft(task, i) for i in range(count)]
+        self._refuse(task, length, drafts)
+        self._fill(drafts[0], length - self._budget(drafts[0], length), length)
 
     def batch(self, task: Task, length: int, count: int) -> Iterator[Trial]:
         return (self.make(task, length, i) for i in range(count))
 
-    def _fill(self, build, bare, room: int, where: float, length: int):
+    def _draft(self, task: Task, index: int) -> _Draft:
+        rng = random.Random(f"{self.seed}/{task.name}/{index}")
+        pairs, asked = _draw_pairs(task, rng)
+        at = [self.depths[index % len(self.depths)]] if task.grid else [rng.random() for _ in pairs]
+        question = task.ask.format(keys=N.join_words(asked))
+        answers = tuple(v for a in asked for k, v in pairs if k == a)
+        spoken = self.encode.plain([f" {N.join_words(answers)}."])[0]
+        draft = _Draft(pairs, answers, at, rng.random(), question, len(spoken))
+        draft.bare = self._build(draft, [])
+        return draft
+
+    def _build(self, draft: _Draft, pieces: list[str]) -> tuple[str, list[float], list[int]]:
+        """Prompt with these haystack sentences, depth of each needle, token ids."""
+        needles = [N.NEEDLE.format(key=k, value=v) for k, v in draft.pairs]
+        text, depths = _insert(pieces, needles, draft.at)
+        prompt = f"{text}\n{draft.question}"
+        return prompt, depths, self.encode(prompt)
+
+    def _budget(self, draft: _Draft, length: int) -> int:
+        return max(min(self.max_new_tokens, length // _ANSWER_SHARE), draft.spoken + _ANSWER_SLACK)
+
+    def _refuse(self, task: Task, length: int, drafts: Sequence[_Draft]) -> None:
+        need, budget = max((len(d.bare[2]) + self._budget(d, length), self._budget(d, length)) for d in drafts)
+        if need > length:
+            raise InputError(
+                "lengths", length, f"at least {need} tokens for {task.name}",
+                f"Its needles and question take {need - budget} tokens and the answer {budget}.",
+            )  # fmt: skip
+
+    def _fill(self, draft: _Draft, room: int, length: int) -> tuple[str, list[float], list[int]]:
         """The haystack that fills `room` tokens: estimated sentence by sentence, then corrected by exact counts."""
-        spare = room - len(bare[2])
+        spare = room - len(draft.bare[2])
         characters = spare * self._characters_per_token * _MARGIN
         total = self._ends[-1]
         if total < characters and not self.repeat:
@@ -194,8 +171,8 @@ class Trials:
                 f"text of at least {int(length * _MARGIN)} tokens", "Give more text, or allow it to repeat.",
             )  # fmt: skip
         first = bisect_left(self._ends, characters) if total > characters else 0
-        end = first + int(where * (len(self.sentences) - first))  # the excerpt ends with this sentence
-        best, low, high, budget = bare, 0, math.inf, spare
+        end = first + int(draft.where * (len(self.sentences) - first))  # the excerpt ends with this sentence
+        best, low, high, budget = draft.bare, 0, math.inf, spare
         for _ in range(12):
             pieces, words = self._excerpt(end, budget)
             if not low < words < high:
@@ -203,7 +180,7 @@ class Trials:
                     break
                 pieces = self._last_words(end, int(low + high) // 2)
                 words = int(low + high) // 2
-            built = build(pieces)
+            built = self._build(draft, pieces)
             over = len(built[2]) - room
             if over > 0:
                 high = words
