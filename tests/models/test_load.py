@@ -201,4 +201,8 @@ def test_gguf_loads(tmp_path):
     loaded = models.load(tmp_path / "tiny.gguf")
     torch.testing.assert_close(logits(loaded.model), logits(made), rtol=1e-4, atol=1e-4)
     assert models.verify(models.drop(loaded.model)).passed
+    # nothing may take the dequantised weights for quantised ones: neither the trainer nor save
+    assert not loaded.model.is_quantized
+    saved = models.save(loaded.model, tmp_path / "out", target_length=128)
+    assert "quantization_config" not in (saved / "config.json").read_text(encoding="utf-8")
     assert models.load_config(tmp_path / "tiny.gguf").max_position_embeddings == 64

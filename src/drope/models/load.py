@@ -71,6 +71,8 @@ def load(
                 dtype=_dtype(dtype, target, config),
                 **({"device_map": {"": str(target)}} if target.type == "cuda" else {}),
             )
+            if "gguf_file" in options:
+                _forget_quantisation(model)
             model = model.to(target).eval()
         else:
             model = _architecture(config, trust_remote_code)
@@ -192,6 +194,14 @@ def _dtype(dtype: str | torch.dtype, device: torch.device, config: PreTrainedCon
     if name not in _DTYPES:
         raise InputError("dtype", dtype, ", ".join(["auto", *_DTYPES]))
     return _DTYPES[name]
+
+
+def _forget_quantisation(model: Any) -> None:
+    """A GGUF file's weights are dequantised when read: training and saving must not take them for quantised ones."""
+    model.is_quantized, model.hf_quantizer = False, None
+    for owner, name in ((model, "quantization_method"), (model.config, "quantization_config")):
+        if hasattr(owner, name):
+            delattr(owner, name)
 
 
 def _need_gguf() -> None:

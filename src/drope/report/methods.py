@@ -49,7 +49,7 @@ TASKS = {
     "single": ("One needle", "one key and its value hidden in the text; the mean over a grid of depths"),
     "multi_query": ("Multi-query", "four keys hidden; the values of two are asked for at once"),
     "multi_key": ("Multi-key", "four keys hidden; the value of one is asked for"),
-    "multi_value": ("Multi-value", "one key hidden with four values; all are asked for"),
+    "multi_value": ("Multi-value", "one of three keys hidden with two values; both are asked for"),
 }
 METRICS = {"success": "success", "loss": "loss, nats per token", "perplexity": "perplexity"}
 
