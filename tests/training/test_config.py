@@ -7,7 +7,7 @@ from drope.training import RECIPES, RecalibrationConfig
 
 
 def test_amounts_as_people_write_them():
-    config = RecalibrationConfig(data="stdlib", tokens="5B", batch_tokens="1M", context="2k")  # type: ignore[arg-type]
+    config = RecalibrationConfig(data="stdlib", tokens="5B", batch_tokens="1M", context="2k")
     assert (config.tokens, config.batch_tokens, config.context) == (5_000_000_000, 1_000_000, 2048)
 
 
