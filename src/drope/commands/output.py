@@ -121,7 +121,7 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]], left: 
 
     body = Table(box=box.SIMPLE_HEAD, header_style="cyan", pad_edge=False)
     for i, name in enumerate(head):
-        body.add_column(name, justify="left" if i < left else "right")
+        body.add_column(name, justify="left" if i < left else "right", no_wrap=True)
     for row in rows:
         body.add_row(*(escape(str(cell)) for cell in row))
     return _titled(title, body)

@@ -118,7 +118,7 @@ def fit_tables(fit: TemperatureFit) -> list[RenderableType]:
     rows = [
         (
             f"{format_count(p.length)} ({p.length / fit.context:.3g}x)",
-            _with_error(p.beta, p.beta_se) + (" at the bound" if p.at_bound else ""),
+            _with_error(p.beta, p.beta_se) + ("*" if p.at_bound else ""),
             f"{fit.beta(p.length):.3f}",
             f"{p.loss_without:.4f}",
             f"{p.loss:.4f}",
@@ -127,10 +127,11 @@ def fit_tables(fit: TemperatureFit) -> list[RenderableType]:
         )
         for p in fit.points
     ]
-    head = ("length", "β", "β of the fit", "loss at β = 1", "loss at β", "gain ± se", "samples")
+    head = ("length", "β", "of fit", "loss at 1", "at β", "gain", "n")
     return [
         table(f"Temperature by {fit.objective} (loss in nats per token, ± standard error)", head, rows),
         facts("β(s) = 1 + a·ln s", [("a", _with_error(fit.a, fit.a_se)), ("s", f"length / {fit.context}")]),
+        *(["* at an end of --bounds: the optimum may lie outside."] if any(p.at_bound for p in fit.points) else []),
     ]
 
 
