@@ -30,7 +30,8 @@ def stopped_at(monkeypatch):
     """Send ourselves a real signal during the given step, once."""
 
     def arrange(step: int, number: int = signal.SIGINT) -> None:
-        original, sent = StopCallback.on_step_end, []
+        original = StopCallback.on_step_end
+        sent: list[int] = []
 
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == step and not sent:
