@@ -99,6 +99,14 @@ def test_going_on_from_a_checkpoint(extended, source, config, tmp_path):
         extend(source, tmp_path / "other", replace(further, continue_from=source))
 
 
+def test_qk_norm_needs_no_context_from_the_user(source, config, tmp_path):
+    plain = replace(config.recalibration, fade=None, distill=0.0, tokens=1024)
+    normed = replace(config, qk_norm=True, control=False, recalibration=plain)
+    assert type(AutoModelForCausalLM.from_pretrained(extend(source, tmp_path / "out", normed).checkpoint)).__name__ == (
+        "Qwen3ForCausalLM"
+    )
+
+
 def test_a_folded_temperature_cannot_be_trained_on(source, config, tmp_path):
     part, loaded = tmp_path / "part", load(source)
     save(drop(loaded.model), part, loaded.tokenizer, target_length=TARGET, beta=1.25)

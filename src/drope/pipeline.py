@@ -193,8 +193,9 @@ def _batches(loaded: Loaded, config: ExtendConfig) -> list:
     import torch
 
     from drope.data.packing import pack
+    from drope.models import rope_shape
 
-    context = config.recalibration.context or 0
+    context = config.recalibration.context or rope_shape(loaded.model.config).context
     blocks = pack(config.recalibration.data, loaded.tokenizer, context, tokens=16 * context)
     return [torch.as_tensor(blocks.dataset[i]["input_ids"])[None] for i in range(min(16, len(blocks.dataset)))]
 
