@@ -22,7 +22,7 @@ def reference(logits, targets, teacher, w, t):
 @pytest.fixture
 def few_rows(monkeypatch):
     """Chunks of 10 rows, the last one shorter."""
-    monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", 10 * V)
+    monkeypatch.setattr(losses, "_CHUNK_ELEMENTS_CPU", 10 * V)
     monkeypatch.setattr(losses, "_FEWEST_ROWS", 1)
 
 

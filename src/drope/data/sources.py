@@ -13,6 +13,7 @@ A source yields its documents in a fixed order.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import platform
 import random
@@ -21,9 +22,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from drope.data import stdlib
+from drope.data import episodes, needles, stdlib
 from drope.errors import InputError
 
 FORMATS = (".txt", ".md", ".jsonl", ".jsonl.gz", ".parquet")
@@ -73,7 +75,7 @@ class StdlibSource(Source):
         return None if self.spec == "stdlib:heldout" else stdlib.prose("heldout")
 
     def identity(self) -> dict[str, Any]:
-        return {"stdlib": self.spec, "python": platform.python_version()}
+        return {"stdlib": self.spec, "python": platform.python_version(), "code": _code(stdlib)}
 
     def size(self) -> int:
         return _STDLIB_TEXTS
@@ -89,7 +91,7 @@ class EpisodeSource(Source):
         raise InputError("data", self.spec, "a source of documents here", "Episodes exist as packed blocks only.")
 
     def identity(self) -> dict[str, Any]:
-        return {"episodes": 1, "python": platform.python_version()}
+        return {"python": platform.python_version(), "code": [_code(m) for m in (episodes, needles, stdlib)]}
 
     def sentences(self, heldout: bool = False) -> list[str]:
         """The prose that hides the needles."""
@@ -216,6 +218,11 @@ def _open_mixture(spec: str, text_field: str) -> Source:
     if any(not name or "=" in name for name in names):
         raise InputError("data", spec, _ALLOWED)
     return Mixture(spec, tuple((open_source(n, text_field=text_field), s) for n, s in zip(names, shares, strict=True)))
+
+
+def _code(module: ModuleType) -> str:
+    """Digest of a module's source: text that it makes changes when it does."""
+    return hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()[:16]
 
 
 def _format(path: Path) -> str:

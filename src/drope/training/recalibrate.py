@@ -8,17 +8,15 @@ out/checkpoints/         the Trainer's; `resume=True` goes on from the last whol
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import uuid
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drope.errors import DropeError, InputError, Interrupted
-from drope.files import write_json
 from drope.training.config import RecalibrationConfig
+from drope.training.record import claim, read_record, weights_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
 
     from drope.data.packing import Blocks
     from drope.training.plan import Plan
-
-# What may change on resume: it decides when something is written, not what is computed.
-_FREE = ("save_every", "eval_every", "eval_blocks")
 
 
 @dataclass
@@ -89,7 +84,7 @@ def recalibrate(
     from drope.training.plan import make_plan
 
     out = Path(out)
-    record = _record(out, resume)
+    record = read_record(out, resume)
     if config.fade and not control and stops_rotation(model.config):
         allowed = "none for a checkpoint that is position free already"
         raise InputError("fade", config.fade, allowed, "Start from the original to fade.")
@@ -107,9 +102,9 @@ def recalibrate(
         "epochs": blocks.epochs,
     }
     settings = asdict(config) | asdict(plan) | {"blocks": blocks.fingerprint, "control": control}
-    settings |= {"weights": _digest(model), "teacher": _digest(teacher) if config.distill else None}
+    settings |= {"weights": weights_digest(model), "teacher": weights_digest(teacher) if config.distill else None}
     settings = json.loads(json.dumps(settings, default=str))
-    run = _claim(out, settings, record)
+    run = claim(out, settings, record)
 
     with _borrowed(model, control, bool(config.fade)):
         history = _train(model, config, plan, blocks, heldout, teacher, out, run, control, resume)
@@ -251,53 +246,3 @@ def _heldout(config: RecalibrationConfig, tokenizer: Any, context: int, packing:
 
         logging.getLogger(__name__).warning("No held-out loss is measured: %s", error)
         return None
-
-
-def _record(out: Path, resume: bool) -> dict[str, Any] | None:
-    """What `out` says of the run to go on with; None for a new run."""
-    path = out / "recalibration.json"
-    if not resume:
-        if path.exists() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-            hint = (
-                "Pass --resume to go on with the run in it, or choose another." if path.exists() else "Choose another."
-            )
-            raise InputError("--out", str(out), "a folder that does not exist yet", hint)
-        return None
-    if not path.exists():
-        if out.is_dir() and not any(out.iterdir()):
-            return None  # stopped before it began
-        raise InputError("--out", str(out), "the folder of a run to resume", "There is no recalibration.json in it.")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {"run": str(record["run"]), "settings": dict(record["settings"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            "--out", str(out), "the folder of a run to resume", f"Its record is damaged: {error}"
-        ) from error
-
-
-def _claim(out: Path, settings: dict[str, Any], record: dict[str, Any] | None) -> str:
-    """Compare with the run that is resumed, or begin a record; the run's identity."""
-    if record is not None:
-        for name, theirs in record["settings"].items():
-            if name not in _FREE and settings.get(name) != theirs:
-                raise InputError(
-                    name, settings.get(name), f"{theirs!r}, as in the run that is to go on",
-                    "Give the old setting, or start a new run in another folder.",
-                )  # fmt: skip
-        return record["run"]
-    run = uuid.uuid4().hex
-    write_json(out / "recalibration.json", {"run": run, "settings": settings})
-    return run
-
-
-def _digest(model: PreTrainedModel | None) -> str | None:
-    """A digest of a model's weights: the first and last values of every parameter."""
-    if model is None:
-        return None
-    digest = hashlib.sha256()
-    for name, p in model.named_parameters():
-        flat = p.detach().flatten()
-        for part in (flat[:64], flat[-64:]):
-            digest.update(name.encode() + part.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
