@@ -268,7 +268,9 @@ def _tokens(run: RecalibrationResult, config: ExtendConfig) -> int:
 
 
 def _sidecar(checkpoint: str) -> dict[str, Any]:
-    path = Path(checkpoint) / "drope.json"
+    from drope.models.load import BUNDLED, bundled_folder
+
+    path = (bundled_folder(checkpoint) if checkpoint in BUNDLED else Path(checkpoint)) / "drope.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

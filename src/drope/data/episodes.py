@@ -18,6 +18,9 @@ from drope.data import needles as N
 _EPISODES_PER_BLOCK = ((1, 0.6), (2, 0.4))
 
 
+# Share of episodes with several questions that are asked in a few tokens, for more lookups per token.
+_BRIEF = 0.5
+
 # What a token is for: prose and answers can be predicted; a needle's key and value are random.
 PROSE, NEEDLE, ANSWER = 0, 1, 2
 
@@ -74,7 +77,9 @@ class Episodes:
     def _rounds(self, rng: random.Random, pairs: list[tuple[str, str]], budget: int) -> list[list[tuple[int, int]]]:
         """Different questions with answers while they fit; sometimes one only, as in the evaluation."""
         most = 1 if rng.random() < 0.3 else 8
-        asked = dict(_question(rng, pairs) for _ in range(most))  # a repeated question would only copy its answer
+        brief = most > 1 and rng.random() < _BRIEF
+        # A repeated question would only copy its answer.
+        asked = dict(_recall(rng, pairs) if brief else _question(rng, pairs) for _ in range(most))
         texts = [part for question in asked.items() for part in question]
         encoded = self.encode(texts)
         rounds: list[list[tuple[int, int]]] = []
@@ -131,3 +136,9 @@ def _question(rng: random.Random, pairs: list[tuple[str, str]]) -> tuple[str, st
         return "\n" + N.ASK_KEYS.format(keys=N.join_words(keys)), f" {N.join_words([by_key[k][0] for k in keys])}."
     key = rng.choice(single)
     return "\n" + N.ASK_KEY.format(keys=key), f" {by_key[key][0]}."
+
+
+def _recall(rng: random.Random, pairs: list[tuple[str, str]]) -> tuple[str, str]:
+    """A question in as few words as can be; every value of its key, in order."""
+    key = rng.choice(pairs)[0]
+    return f"\n{key} is:", f" {N.join_words([v for k, v in pairs if k == key])}."

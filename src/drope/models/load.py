@@ -92,19 +92,23 @@ def load_config(
         return _config(place, options)
 
 
-def bundled_folder() -> Path:
-    """Where the model that ships with drope lies."""
-    folder = Path(__file__).parent.parent / "bundled"
+#: What ships with drope: the RoPE model, and a state from the middle of its recalibration.
+BUNDLED = {"bundled": "bundled", "bundled:recalibrating": "bundled_recalibrating"}
+
+
+def bundled_folder(name: str = "bundled") -> Path:
+    """Where a model that ships with drope lies; `name` is a key of `BUNDLED`."""
+    folder = Path(__file__).parent.parent / BUNDLED[name]
     if not (folder / "config.json").exists():
-        raise InputError("model", "bundled", _SOURCES, "This installation of drope has no bundled model: reinstall it.")
+        raise InputError("model", name, _SOURCES, "This installation of drope has no bundled model: reinstall it.")
     return folder
 
 
 def _locate(source: str | Path) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes: a folder or hub id, and options that a GGUF file needs."""
     name = str(source)
-    if name == "bundled":
-        return str(bundled_folder()), {}
+    if name in BUNDLED:
+        return str(bundled_folder(name)), {}
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".gguf":
