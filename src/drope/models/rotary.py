@@ -8,7 +8,7 @@ exact and no other model is touched.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -94,12 +94,30 @@ def scale_frequencies(model: nn.Module, factors: torch.Tensor | float) -> None:
         _freeze(module)
         for name in frequencies(module):
             own = original.buffers[name]
-            scale = torch.as_tensor(factors, dtype=own.dtype, device=own.device)
-            if scale.dim() and scale.shape != own.shape:
+            factor = torch.as_tensor(factors, dtype=own.dtype, device=own.device)
+            if factor.dim() and factor.shape != own.shape:
                 raise InputError(
-                    "factors", tuple(scale.shape), f"one number, or one for each of the {own.numel()} rotated pairs"
+                    "factors", tuple(factor.shape), f"one number, or one for each of the {own.numel()} rotated pairs"
                 )
-            _write(module, name, own * scale)
+            _write(module, name, own * factor)
+
+
+def scale(module: nn.Module, factors: Sequence[float], attention_factor: float = 1.0) -> None:
+    """Multiply the frequencies of one rotary module by γ_m and its cos and sin by `attention_factor`.
+
+    Where layer types have rotations of their own, those of the global attention are meant: windows stay within C_train.
+    """
+    _remember(module)
+    _freeze(module)
+    whole = "full_attention_" if hasattr(module, "full_attention_inv_freq") else ""
+    for name, own in frequencies(module).items():
+        if name.startswith(whole):
+            if len(factors) != own.numel():
+                raise InputError("factors", len(factors), f"one for each of the {own.numel()} rotated pairs")
+            _write(module, name, own * torch.tensor(factors, dtype=own.dtype, device=own.device))
+    for name in list(_scaling_names(module)):
+        if name.startswith(whole):
+            setattr(module, name, getattr(module, name) * attention_factor)
 
 
 def restore(model: Model, source: str | None = None) -> Model:

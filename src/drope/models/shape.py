@@ -41,7 +41,8 @@ def rope_shape(config: PreTrainedConfig) -> RopeShape:
     theta = float(parameters["rope_theta"])
     if parameters.get("rope_type") == "proportional" and not _stopped(parameters):
         theta **= rotated / width  # exponents run over the whole head (Gemma 4): the same ω_m, written over the part
-    return RopeShape(theta=theta, head_dim=rotated, context=int(context))
+    layers = int(getattr(text, "num_hidden_layers", 0) or 0)
+    return RopeShape(theta=theta, head_dim=rotated, context=int(context), layers=layers)
 
 
 def rope_parameters(config: PreTrainedConfig) -> dict[str, Any] | None:

@@ -8,16 +8,18 @@ from typing import Any
 
 from drope.errors import InputError
 from drope.positions import frequencies
+from drope.positions.alibi import Alibi
 from drope.positions.base import Method, Requirements, RopeShape
 from drope.positions.drope import Drope
 from drope.positions.dynamic_ntk import DynamicNTK
+from drope.positions.longrope2 import LongRoPE2
 from drope.positions.nope import Nope
 from drope.positions.ntk import NTK
 from drope.positions.pi import PI
 from drope.positions.rope import Rope
 from drope.positions.yarn import Yarn
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Rope, PI, NTK, DynamicNTK, Yarn, Nope, Drope)}
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Rope, PI, NTK, DynamicNTK, Yarn, Nope, Drope, LongRoPE2)}
 _ALIASES = {"linear": "pi", "dynamic": "dynamic_ntk"}
 
 
@@ -46,8 +48,10 @@ __all__ = [
     "METHODS",
     "NTK",
     "PI",
+    "Alibi",
     "Drope",
     "DynamicNTK",
+    "LongRoPE2",
     "Method",
     "Nope",
     "Requirements",
