@@ -11,7 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from drope import positions
 from drope.errors import InputError
-from drope.positions import METHODS, NTK, PI, DynamicNTK, Rope, RopeShape, Yarn, frequencies
+from drope.positions import METHODS, NTK, PI, DynamicNTK, Llama3, Requirements, Rope, RopeShape, Yarn, frequencies
 
 SHAPES = [RopeShape(1e4, 16, 64), RopeShape(1e4, 64, 2048), RopeShape(5e5, 128, 8192), RopeShape(1e6, 64, 1024)]
 
@@ -34,8 +34,13 @@ def stock(shape: RopeShape, parameters: dict | None, length: int | None = None) 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("factor", [2, 4, 8])
 @pytest.mark.parametrize(
-    "method", [PI(), NTK(), DynamicNTK(), DynamicNTK(factor=2.0), Yarn(), Yarn(beta_fast=16, beta_slow=2)], ids=str
-)
+    "method",
+    [
+        PI(), NTK(), DynamicNTK(), DynamicNTK(factor=2.0), Yarn(), Yarn(beta_fast=16, beta_slow=2), Llama3(),
+        Llama3(low_freq_factor=2.0, high_freq_factor=16.0),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_scaling_is_what_stock_modules_do(method, shape, factor):
     length = factor * shape.context
     parameters = method.requirements(shape, length).rope_parameters
@@ -75,13 +80,16 @@ def test_yarn_extrapolates_fast_pairs_and_interpolates_slow_ones():
     assert ((gamma >= 1 / 8) & (gamma <= 1)).all()
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_within_the_trained_context_scaling_methods_are_rope(name):
-    shape = SHAPES[1]
+SAME_AT_EVERY_LENGTH = ("nope", "drope", "p_rope", "drop_layers", "partial_drop", "drope_swan", "alibi", "rnope_swa")
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "swan"])
+def test_within_the_trained_context_only_what_needs_no_length_acts(name):
+    shape = RopeShape(1e4, 64, 2048, layers=8)
     for length in (1, shape.context // 2, shape.context):
         requirements = positions.get(name).requirements(shape, length)
-        if name in ("nope", "drope"):
-            assert requirements.rotation == "none"
+        if name in SAME_AT_EVERY_LENGTH:
+            assert requirements == positions.get(name).requirements(shape, 4 * shape.context) != Requirements()
         else:
             assert requirements == Rope().requirements(shape, length)
             assert (positions.get(name).scaling(shape, length) == 1).all()
@@ -107,7 +115,7 @@ def test_get_takes_settings_and_other_spellings():
 
 
 def test_unknown_names_get_near_matches_and_the_whole_set():
-    with pytest.raises(InputError, match=r"'yran'.*rope, pi, ntk, dynamic_ntk, yarn, nope, drope.*Did you mean yarn"):
+    with pytest.raises(InputError, match=r"'yran'.*rope, pi, ntk, dynamic_ntk, yarn, .*nope, drope.*Did you mean yarn"):
         positions.get("yran")
     with pytest.raises(InputError, match=r"setting of yarn is 'betafast'; allowed: factor, beta_fast"):
         positions.get("yarn", betafast=3)

@@ -10,16 +10,46 @@ from drope.errors import InputError
 from drope.positions import frequencies
 from drope.positions.alibi import Alibi
 from drope.positions.base import Method, Requirements, RopeShape
+from drope.positions.crop import Crop
+from drope.positions.drop_layers import DropLayers
 from drope.positions.drope import Drope
+from drope.positions.drope_swan import DropeSWAN
 from drope.positions.dynamic_ntk import DynamicNTK
+from drope.positions.llama3 import Llama3
 from drope.positions.longrope2 import LongRoPE2
 from drope.positions.nope import Nope
 from drope.positions.ntk import NTK
+from drope.positions.p_rope import PRope
+from drope.positions.partial_drop import PartialDrop
 from drope.positions.pi import PI
+from drope.positions.rnope_swa import RNoPESWA
 from drope.positions.rope import Rope
+from drope.positions.swan import SWAN
 from drope.positions.yarn import Yarn
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Rope, PI, NTK, DynamicNTK, Yarn, Nope, Drope, LongRoPE2)}
+# in the order of tables: scaling, then what changes the attention, then what loses the rotation, then architectures
+METHODS: dict[str, type[Method]] = {
+    cls.name: cls
+    for cls in (
+        Rope,
+        PI,
+        NTK,
+        DynamicNTK,
+        Yarn,
+        Llama3,
+        LongRoPE2,
+        PRope,
+        Crop,
+        Nope,
+        Drope,
+        DropLayers,
+        PartialDrop,
+        DropeSWAN,
+        Alibi,
+        RNoPESWA,
+        SWAN,
+    )
+}
 _ALIASES = {"linear": "pi", "dynamic": "dynamic_ntk"}
 
 
@@ -48,12 +78,20 @@ __all__ = [
     "METHODS",
     "NTK",
     "PI",
+    "SWAN",
     "Alibi",
+    "Crop",
+    "DropLayers",
     "Drope",
+    "DropeSWAN",
     "DynamicNTK",
+    "Llama3",
     "LongRoPE2",
     "Method",
     "Nope",
+    "PRope",
+    "PartialDrop",
+    "RNoPESWA",
     "Requirements",
     "Rope",
     "RopeShape",
