@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from drope.data import packing, stdlib
-from drope.data.episodes import Episodes
+from drope.data.episodes import NEEDLE, Episodes
 from drope.data.packing import pack
 from drope.data.sources import EpisodeSource, FileSource
 from drope.errors import InputError
@@ -112,6 +114,12 @@ def test_episodes_are_generated_once_and_are_the_generator_s(cache, tokenizer, m
     assert rows(train) == [tuple(next(stream).tolist()) for _ in range(5)]
     heldout = pack("episodes", tokenizer, 512, tokens=3 * 512, cache_dir=cache, heldout=True, seed=3)
     assert len(heldout) == 3
+    kinds = [
+        k for _, k in itertools.islice(Episodes(tokenizer, EpisodeSource().sentences(), 512).annotated_blocks(3), 5)
+    ]
+    trained = [row["trained"].numpy() for row in train.dataset]
+    assert all(np.array_equal(t, k != NEEDLE) for t, k in zip(trained, kinds, strict=True))
+    assert 0.1 < np.mean(trained) < 0.9
     assert set(rows(heldout)).isdisjoint(rows(train))
     with pytest.raises(InputError, match="an amount"):
         pack("episodes", tokenizer, 512, cache_dir=cache)
@@ -126,6 +134,7 @@ def test_mixtures_keep_their_shares_and_shuffle(corpus, cache, tokenizer, tmp_pa
     zzz = ["z" in tokenizer.decode(row["input_ids"]) for row in mixed.dataset]
     assert sum(zzz) == 10
     assert zzz != sorted(zzz)
+    assert all(row["trained"].all() for row in mixed.dataset)  # of plain text, every token
     heldout = pack(f"{corpus}=0.75+{other}=0.25", tokenizer, 32, cache_dir=cache, heldout=True)
     assert set(rows(heldout)) - set(rows(mixed))
 

@@ -27,17 +27,20 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _log = logging.getLogger(__name__)
-_VERSION = 1  # raise when the packing itself changes, so that old caches are not taken
+_VERSION = 2  # raise when the packing itself changes, so that old caches are not taken
 _WHOLE = 64 << 20  # bytes: smaller texts are packed whole, larger ones as far as a run needs
 _HELDOUT_BLOCKS = 64
 _PIECE = 1 << 20  # characters tokenised at once
+
+_Row = tuple[np.ndarray, np.ndarray]  # token ids and which of them are trained, each (context,)
 
 
 @dataclass(frozen=True)
 class Blocks:
     """Packed tokens in training order.
 
-    dataset : `datasets.Dataset` with the column `input_ids`, rows of shape (context,); row i is sample i of a run
+    dataset : `datasets.Dataset` with columns `input_ids` and `trained` (whether the token is to be predicted), rows of
+        shape (context,); row i is sample i of a run
     fingerprint : digest of content and order
     epochs : times that the most repeated source is seen
     """
@@ -193,7 +196,7 @@ class _Packer:
         digest = fingerprint({"parts": keys, "seed": self.seed, "heldout": self.heldout})
         return Blocks(dataset.with_format("torch"), digest, self.context, epochs)
 
-    def _cached(self, source: Source, kind: dict[str, Any], rows: Iterator[np.ndarray], limit: int | None) -> _Cached:
+    def _cached(self, source: Source, kind: dict[str, Any], rows: Iterator[_Row], limit: int | None) -> _Cached:
         from datasets import Dataset
 
         identity = {"source": source.identity(), "tokenizer": self._tokenizer_digest, "context": self.context}
@@ -210,41 +213,46 @@ class _Packer:
                     raise
         return _Cached(Dataset.from_file(str(folder / "blocks.arrow")), key, kind["kind"] == "episodes")
 
-    def _write(self, path: Path, rows: Iterator[np.ndarray], spec: str, limit: int | None) -> int:
+    def _write(self, path: Path, rows: Iterator[_Row], spec: str, limit: int | None) -> int:
         """Stream rows (context,) into an Arrow file; the number of rows."""
         import pyarrow as pa
 
-        kind = pa.list_(pa.int32(), self.context)
-        schema = pa.schema([("input_ids", kind)])
+        types = {"input_ids": pa.int32(), "trained": pa.bool_()}
+        schema = pa.schema([(name, pa.list_(kind, self.context)) for name, kind in types.items()])
         count = 0
         total = limit * self.context if limit else None
         with pa.ipc.new_stream(str(path), schema) as out, track(f"Packing {spec}", total, "tokens") as bar:
             while chunk := list(itertools.islice(rows, 256)):
-                flat = pa.array(np.concatenate(chunk), pa.int32())
-                out.write_batch(pa.record_batch([pa.FixedSizeListArray.from_arrays(flat, type=kind)], schema=schema))
+                columns = [
+                    pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(column), kind), self.context)
+                    for column, kind in zip(zip(*chunk, strict=True), types.values(), strict=True)
+                ]
+                out.write_batch(pa.record_batch(columns, schema=schema))
                 count += len(chunk)
                 bar.advance(len(chunk) * self.context)
         if not count:
             raise InputError("data", spec, f"text of at least one block of {self.context} tokens", "Give more text.")
         return count
 
-    def _episodes(self, source: EpisodeSource, n: int) -> Iterator[np.ndarray]:
-        from drope.data.episodes import Episodes
+    def _episodes(self, source: EpisodeSource, n: int) -> Iterator[_Row]:
+        from drope.data.episodes import NEEDLE, Episodes
 
         need = 4 * _shortest_episode(self.tokenizer)
         if self.context < need:
             raise InputError("context", self.context, f"at least {need} tokens for `episodes` with this tokenizer")
         # The held-out stream has seeds of its own and hides its needles in other prose.
         episodes = Episodes(self.tokenizer, source.sentences(self.heldout), self.context)
-        yield from itertools.islice(episodes.blocks(self.seed + (1 << 40 if self.heldout else 0)), n)
+        stream = episodes.annotated_blocks(self.seed + (1 << 40 if self.heldout else 0))
+        # Needles and questions are random draws: predicting them would teach nothing.
+        yield from ((ids, kinds != NEEDLE) for ids, kinds in itertools.islice(stream, n))
 
-    def _pack(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
+    def _pack(self, documents: Iterable[str]) -> Iterator[_Row]:
         """Rows of exactly `context` tokens; what is left at the very end is dropped."""
-        rest = np.empty(0, dtype=np.int32)
+        rest, everything = np.empty(0, dtype=np.int32), np.ones(self.context, dtype=bool)
         for ids in self._tokenise(documents):
             rest = np.concatenate([rest, ids])
             whole = len(rest) // self.context * self.context
-            yield from rest[:whole].reshape(-1, self.context)
+            yield from ((row, everything) for row in rest[:whole].reshape(-1, self.context))
             rest = rest[whole:]
 
     def _tokenise(self, documents: Iterable[str]) -> Iterator[np.ndarray]:

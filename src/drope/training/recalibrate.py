@@ -147,7 +147,7 @@ def _train(
         trainer = RecalibrationTrainer(
             model=model, args=plan.training_arguments(config, folder, bool(heldout), model.device), callbacks=callbacks,
             train_dataset=blocks.dataset, eval_dataset=heldout.dataset if heldout else None,
-            data_collator=lambda rows: {"input_ids": torch.stack([row["input_ids"] for row in rows])},
+            data_collator=lambda rows: {k: torch.stack([row[k] for row in rows]) for k in ("input_ids", "trained")},
             config=config, teacher=teacher if config.distill else None, autocast=plan.autocast, run=run,
         )  # fmt: skip
         trainer.pop_callback(PrinterCallback)

@@ -27,7 +27,9 @@ MARKER = "drope_run.json"  # written last into each checkpoint: whole, and of wh
 
 
 class RecalibrationTrainer(Trainer):
-    """A Trainer for packed blocks without padding: every batch is `{"input_ids": (B, T)}` and every token counts.
+    """A Trainer for packed blocks without padding: a batch is `{"input_ids": (B, T), "trained": (B, T)}`.
+
+    The loss is the mean over the tokens that are to be predicted, nearly always all of them.
 
     Parameters
     ----------
@@ -66,7 +68,7 @@ class RecalibrationTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        losses = self._losses(model, inputs["input_ids"], distill=self.config.distill)
+        losses = self._losses(model, inputs, distill=self.config.distill)
         self._sums += torch.stack([*(x.detach() for x in losses), torch.ones_like(losses.loss)])
         return (losses.loss, {}) if return_outputs else losses.loss
 
@@ -81,15 +83,17 @@ class RecalibrationTrainer(Trainer):
             return contextlib.nullcontext()
         return torch.autocast(self.args.device.type, dtype=self.autocast)
 
-    def _losses(self, model: Any, ids: Tensor, distill: float) -> Losses:
-        """The objective on blocks `ids` (B, T): position t predicts token t + 1."""
+    def _losses(self, model: Any, batch: Any, distill: float) -> Losses:
+        """The objective on the blocks of a batch: position t predicts token t + 1 where that is to be predicted."""
+        ids, trained = batch["input_ids"], batch["trained"]
+        rows = _predictions(trained)
         taught = None
         if self.teacher is not None and distill:
             with torch.no_grad():
-                taught = _unembedded(self.teacher, self._teacher_head, ids)
+                taught = _unembedded(self.teacher, self._teacher_head, ids, rows)
         if self._head is None:
             outputs = model(input_ids=ids, use_cache=False)
-            student = Logits(_rows(outputs.logits))
+            student = Logits(_at(outputs.logits, rows))
         else:
             # The wrapped model runs (its hooks reduce gradients), its last hidden states are caught on their way.
             catch = self.model.base_model.register_forward_hook(lambda *call: self._hidden.append(call[-1][0]))
@@ -97,8 +101,8 @@ class RecalibrationTrainer(Trainer):
                 outputs = model(input_ids=ids, use_cache=False, logits_to_keep=1)
             finally:
                 catch.remove()
-            student = Logits(_rows(self._hidden.pop()), self._head.weight, self._head.bias)
-        targets = ids[:, 1:].reshape(-1)
+            student = Logits(_at(self._hidden.pop(), rows), self._head.weight, self._head.bias)
+        targets = ids.flatten()[rows + 1]
         losses = chunked_loss(student, targets, taught, distill, self.config.temperature)
         if (
             balance := getattr(outputs, "aux_loss", None)
@@ -123,8 +127,9 @@ class RecalibrationTrainer(Trainer):
         blocks = self.eval_dataset
         with torch.no_grad(), self._precision():
             for at in range(0, len(blocks), self.args.per_device_train_batch_size):
-                ids = blocks[at : at + self.args.per_device_train_batch_size]["input_ids"].to(self.args.device)
-                total += self._losses(self.model, ids, distill=0.0).cross_entropy * len(ids)
+                rows = blocks[at : at + self.args.per_device_train_batch_size]
+                batch = {name: column.to(self.args.device) for name, column in rows.items()}
+                total += self._losses(self.model, batch, distill=0.0).cross_entropy * len(batch["input_ids"])
         metrics = {f"{metric_key_prefix}_loss": total.item() / len(blocks)}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -187,16 +192,23 @@ def checkpoints(folder: Path, run: str | None = None) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def _unembedded(model: Any, head: Any, ids: Tensor) -> Logits:
+def _unembedded(model: Any, head: Any, ids: Tensor, rows: Tensor) -> Logits:
     if head is None:
-        return Logits(_rows(model(input_ids=ids, use_cache=False).logits))
+        return Logits(_at(model(input_ids=ids, use_cache=False).logits, rows))
     hidden = model.base_model(input_ids=ids, use_cache=False)[0]
-    return Logits(_rows(hidden), head.weight, head.bias)
+    return Logits(_at(hidden, rows), head.weight, head.bias)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(B, T, D) -> (B (T - 1), D): the last position of a block has nothing to predict."""
-    return x[:, :-1].reshape(-1, x.shape[-1])
+def _predictions(trained: Tensor) -> Tensor:
+    """Flat positions (N,) in (B T) whose next token is `trained` (B, T); nothing predicts the first of a block."""
+    after = trained.clone()
+    after[:, 0] = False
+    return after.flatten().nonzero()[:, 0] - 1
+
+
+def _at(x: Tensor, rows: Tensor) -> Tensor:
+    """(B, T, D) -> (N, D)"""
+    return x.flatten(0, 1)[rows]
 
 
 @contextlib.contextmanager
