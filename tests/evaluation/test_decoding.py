@@ -165,3 +165,46 @@ def _whole(line: str) -> bool:
         return bool(json.loads(line))
     except ValueError:
         return False
+
+
+def test_shared_beginning_changes_nothing(model, tokenizer, sentences, tmp_path):
+    """Prompts that begin alike: the shared part is prefilled once, and every output is what it was."""
+    trials = list(Trials(tokenizer, sentences, seed=2).batch(get_task("niah_single_1"), 700, 9))
+    tokens = []
+    model.register_forward_pre_hook(lambda m, a, k: tokens.append(k["input_ids"].numel()), with_kwargs=True)
+    outputs, cost = [], []
+    for share in (True, False):
+        tokens.clear()
+        decoding = Decoding(batch_tokens=2100, share=share)
+        records = run_trials(model, tokenizer, trials, tmp_path / f"{share}.jsonl", decoding)
+        outputs.append([r["output"] for r in records])
+        cost.append(sum(n for n in tokens if n > 20))
+    assert outputs[0] == outputs[1]
+    assert len(set(outputs[0])) > 1
+    assert cost[0] < 0.8 * cost[1]
+
+
+def test_drafts_are_greedy_decoding(model):
+    """Whatever is guessed, the output is that of greedy decoding; a right guess takes one pass."""
+    batch = prompts([40, 31, 36], model.config.vocab_size)
+    with torch.no_grad():
+        plain = greedy(model, batch, 10, done=lambda row, ids: len(ids) >= 6)
+        passes: list[int] = []
+        model.register_forward_pre_hook(lambda m, a: passes.append(1))
+        for guess in (plain, [plain[0], [5, 5, 5], [*plain[2][:3], 7]], [[], [9], []]):
+            passes.clear()
+            assert greedy(model, batch, 10, done=lambda row, ids: len(ids) >= 6, drafts=guess) == plain
+            assert len(passes) == (1 if guess is plain else 6)
+
+
+def test_caches_that_cannot_be_cut():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from drope.evaluation.decoding import can_reuse
+
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "num_key_value_heads": 2, "vocab_size": 99}  # fmt: skip
+    assert can_reuse(MistralForCausalLM(MistralConfig(**small, sliding_window=None)))
+    assert not can_reuse(MistralForCausalLM(MistralConfig(**small, sliding_window=16)))
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    assert not can_reuse(MistralForCausalLM(MistralConfig(**small, sliding_window=None, rope_parameters=dynamic)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from drope.errors import InputError
-from drope.evaluation.tasks import TASKS, found, get_task, is_success
+from drope.evaluation.tasks import NEEDLES, TASKS, found, get_task, is_success
 from drope.evaluation.trials import Trials
 
 NEEDLE = re.compile(r"One of the special magic numbers for ([^\s]+) is: (\d{7})\.")
@@ -19,7 +19,7 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", NEEDLES)
 def test_prompt_is_the_papers(task, tokenizer, sentences):
     """Read back from the prompt alone: four pairs (one for single), the ending, the answers that follow."""
     for index in range(12):
@@ -41,7 +41,7 @@ def test_size_fills_the_length(kind, length, tokenizers, sentences):
     tokenizer = tokenizers[kind]
     trials = Trials(tokenizer, sentences, max_new_tokens=40)
     words = " ".join(" ".join(s.split()) for s in sentences)
-    for task in TASKS:
+    for task in NEEDLES:
         for trial in trials.batch(get_task(task), length, 6):
             room = length - trial.max_new_tokens
             assert len(trial.ids) <= room

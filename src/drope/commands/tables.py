@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 _PARTS = {
     "depth",
+    "distance",
     "position",
+    "position_start",
     "start",
     "end",
 }  # details that make a measurement a part of a whole, which has its own row

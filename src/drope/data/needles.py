@@ -7,6 +7,7 @@ the bundled model. Lengths, depths and trials belong to `drope.evaluation`; this
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -15,6 +16,26 @@ NEEDLE = "One of the special magic numbers for {key} is: {value}."
 ASK_KEYS = "The special magic numbers for {keys} mentioned in the provided text are:"
 ASK_KEY = "The special magic number for {keys} mentioned in the provided text is:"
 ASK_VALUES = "What are all the special magic numbers for {keys} mentioned in the provided text?"
+
+# RULER's own frame (niah.py); `unit` is what is hidden: numbers or uuids.
+RULER_OPENING = (
+    "Some special magic {unit} are hidden within the following text. Make sure to memorize it. "
+    "I will quiz you about the {unit} afterwards.\n"
+)
+RULER_ASK = "What are all the special magic {unit} for {keys} mentioned in the provided text?"
+RULER_PREFIX = " The special magic {unit} for {keys} mentioned in the provided text are"
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+RULER_DEPTHS = tuple(round(i * 100 / 39) / 100 for i in range(40))  # 40 points of linspace(0, 100), as shares
+
+
+def needle(key: str, value: str, unit: str = "numbers") -> str:
+    """One needle sentence."""
+    return NEEDLE.replace("numbers", unit).format(key=key, value=value)
+
+
+def singular(template: str) -> str:
+    """RULER's frame for one query with one value."""
+    return template.replace("Some", "A").replace("are all", "is").replace("are", "is")
 
 
 @cache
@@ -38,6 +59,14 @@ def random_key(rng: random.Random) -> str:
 def random_number(rng: random.Random) -> str:
     """A 7-digit number without a leading zero, RULER's `numbers` type."""
     return str(rng.randint(1_000_000, 9_999_999))
+
+
+def random_uuid(rng: random.Random) -> str:
+    """A version 4 UUID, RULER's `uuids` type."""
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+
+DRAW = {"words": random_key, "numbers": random_number, "uuids": random_uuid}
 
 
 def distinct(draw, n: int, rng: random.Random) -> list[str]:

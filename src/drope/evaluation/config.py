@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from drope.errors import InputError
-from drope.evaluation.tasks import TASKS, Task, get_task
+from drope.evaluation.tasks import NEEDLES, TASKS, AnyTask, expand, get_task
 
 
 @dataclass
 class EvaluationConfig:
     """What is measured.
 
-    tasks : names in `drope.evaluation.TASKS`
+    tasks : names in `drope.evaluation.TASKS`, or the groups needles, ruler and order
     lengths : tokens of prompt + answer; empty for 1x, 2x, 4x and 8x the context
     trials : per task and length; `single` rounds up, so that each depth has equally many
     depths : grid of the single needle, 0 (start) to 1 (end)
@@ -27,7 +27,7 @@ class EvaluationConfig:
     seed : of all trials, 0 or more (the temperature fit draws from negative seeds)
     """
 
-    tasks: Sequence[str] = tuple(TASKS)
+    tasks: Sequence[str] = NEEDLES
     lengths: Sequence[int] = ()
     trials: int = 500
     depths: Sequence[float] = tuple(i / 10 for i in range(11))
@@ -44,6 +44,7 @@ class EvaluationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self.tasks = expand(self.tasks)
         for name in self.tasks:
             get_task(name, self.multi_values)
         for name, least in (
@@ -61,12 +62,12 @@ class EvaluationConfig:
         if not self.tasks and not self.documents:
             raise InputError("tasks", "empty", f"some of {', '.join(TASKS)}, or documents > 0 for perplexity")
 
-    def resolved(self, context: int) -> tuple[list[Task], list[int], list[int]]:
+    def resolved(self, context: int) -> tuple[list[AnyTask], list[int], list[int]]:
         """Tasks, needle lengths and perplexity lengths, the defaults filled in."""
         lengths = sorted(set(self.lengths)) or [factor * context for factor in (1, 2, 4, 8)]
         documents = sorted(set(self.perplexity_lengths)) or [lengths[-1]]
         return [get_task(t, self.multi_values) for t in self.tasks], lengths, documents if self.documents else []
 
-    def count(self, task: Task) -> int:
+    def count(self, task: AnyTask) -> int:
         """Trials of a task."""
         return -(-self.trials // len(self.depths)) * len(self.depths) if task.grid else self.trials

@@ -1,28 +1,25 @@
-"""Running needle trials: greedy decoding with a KV cache, in batches, each finished sample on disk at once.
-
-B rows of a batch, T tokens of the longest prompt.
-"""
+"""Running trials: greedy decoding in batches, each finished sample on disk at once; and what the records add up to."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from drope.errors import DropeError
+from drope.evaluation.decoding import Trunk, can_reuse, common_beginning, greedy, stop_ids
 from drope.evaluation.losses import evaluating
 from drope.evaluation.records import append, read_lines
-from drope.evaluation.tasks import found, is_success
 from drope.evaluation.trials import Trial
 from drope.progress import track
-from drope.results import Measurement, wilson
+from drope.results import Measurement, mean_interval, wilson
 
 _FIELDS = {"index", "digest", "depth", "found", "hit"}
+_WORTH_SHARING = 0.1  # of all prompt tokens
+_DEPTH_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -31,10 +28,12 @@ class Decoding:
 
     batch_tokens : rows x (prompt + answer) tokens held in one batch
     stop_at_newline : end a row at the first newline after text. Off, as models that answer in a list would lose values
+    share : prefill a beginning that many prompts share only once, and try right answers by teacher forcing
     """
 
     batch_tokens: int = 16384
     stop_at_newline: bool = False
+    share: bool = True
 
 
 def run_trials(
@@ -46,22 +45,41 @@ def run_trials(
     finished only if its digest is that of the trial's prompt, so a log of other prompts is never mistaken for this one.
     """
     trials = list(trials)
-    digests = {t.index: t.digest for t in trials}
-    records = {r["index"]: r for r in read_lines(log, _FIELDS) if digests.get(r["index"]) == r["digest"]}
-    todo = sorted((t for t in trials if t.index not in records), key=lambda t: (-len(t.ids), t.index))
+    records, todo = finished(trials, log)
+    reusable = decoding.share and can_reuse(model)
     with track(title, total=len(trials), unit="samples") as bar, evaluating(model):
         bar.advance(len(records))
-        for batch in _batches(todo, decoding.batch_tokens):
-            outputs = answer(model, tokenizer, batch, decoding)
-            new = [_record(t, o) for t, o in zip(batch, outputs, strict=True)]
+        for batch, trunk, shared in _plan(todo, decoding.batch_tokens, reusable):
+            if trunk:
+                trunk.grow(model, shared)
+            outputs = answer(model, tokenizer, batch, decoding, trunk, reusable)
+            new = [record(t, o) for t, o in zip(batch, outputs, strict=True)]
             append(log, new)
             records.update((r["index"], r) for r in new)
-            bar.advance(len(batch), f"success {sum(r['hit'] for r in records.values()) / len(records):.0%}")
+            bar.advance(len(batch), progress_note(records))
     return [records[t.index] for t in trials]
 
 
-def answer(model, tokenizer, batch: Sequence[Trial], decoding: Decoding = Decoding()) -> list[str]:
-    """Output texts. Rows stop at EOS, at their budget, or once all answers are out, which changes no score."""
+def finished(trials: Sequence[Trial], log: Path) -> tuple[dict[int, dict], list[Trial]]:
+    """Records of `log` that belong to these very prompts, by index; and the trials that are still to run."""
+    digests = {t.index: t.digest for t in trials}
+    records = {r["index"]: r for r in read_lines(log, _FIELDS) if digests.get(r["index"]) == r["digest"]}
+    todo = sorted((t for t in trials if t.index not in records), key=lambda t: (-len(t.ids), t.index))
+    return records, todo
+
+
+def progress_note(records: dict[int, dict]) -> str:
+    return f"success {sum(r['hit'] for r in records.values()) / len(records):.0%}"
+
+
+def answer(
+    model, tokenizer, batch: Sequence[Trial], decoding: Decoding = Decoding(), trunk: Trunk | None = None,
+    draft: bool = False,
+) -> list[str]:  # fmt: skip
+    """Output texts. Rows stop at EOS, at their budget, or once nothing that follows could change their score.
+
+    draft : try each trial's only answer by teacher forcing first (see `greedy`); the model's cache must allow it
+    """
 
     def text(ids: list[int]) -> str:
         return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -69,11 +87,16 @@ def answer(model, tokenizer, batch: Sequence[Trial], decoding: Decoding = Decodi
     def done(row: int, ids: list[int]) -> bool:
         out = text(ids)
         listed = decoding.stop_at_newline and "\n" in out.lstrip()
-        return len(ids) >= batch[row].max_new_tokens or listed or is_success(batch[row].answers, out)
+        return len(ids) >= batch[row].max_new_tokens or listed or batch[row].decided(out)
 
     prompts = [t.ids for t in batch]
+    drafts = None
+    if draft and all(len(t.answers) == 1 and t.scorer == "all" for t in batch):
+        drafts = [ids[: t.max_new_tokens] for t, ids in zip(batch, _spoken(tokenizer, batch), strict=True)]
     try:
-        generated = greedy(model, prompts, max(t.max_new_tokens for t in batch), stop_ids(model, tokenizer), done)
+        generated = greedy(
+            model, prompts, max(t.max_new_tokens for t in batch), stop_ids(model, tokenizer), done, drafts, trunk
+        )
     except torch.OutOfMemoryError:
         if len(batch) == 1:
             raise DropeError(
@@ -81,72 +104,15 @@ def answer(model, tokenizer, batch: Sequence[Trial], decoding: Decoding = Decodi
                 "Evaluate shorter lengths, or load the model in a smaller dtype."
             ) from None
         half = len(batch) // 2
-        return answer(model, tokenizer, batch[:half], decoding) + answer(model, tokenizer, batch[half:], decoding)
+        first = answer(model, tokenizer, batch[:half], decoding, trunk, draft)
+        return first + answer(model, tokenizer, batch[half:], decoding, trunk, draft)
     return [text(ids) for ids in generated]
 
 
-def greedy(
-    model,
-    prompts: Sequence[Sequence[int] | np.ndarray],
-    max_new_tokens: int,
-    stop: frozenset[int] = frozenset(),
-    done: Callable[[int, list[int]], bool] = lambda row, ids: False,
-) -> list[list[int]]:
-    """Greedy continuation of each prompt, without its stop token.
-
-    Prompts of one length run unmasked. Others are padded on the left, with a mask and with positions that start at each
-    row's first token. Rows that are done leave the batch as soon as they are half of it.
-    """
-    device = model.get_input_embeddings().weight.device
-    longest = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.as_tensor(np.asarray(prompt), dtype=torch.long)
-        mask[row, longest - len(prompt) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
-    padded = not bool(mask.all())
-    accepted = inspect.signature(model.forward).parameters
-    keep = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-
-    generated: list[list[int]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # prompt of each batch row
-    active = set(rows)
-    cache = None
-    for _ in range(max_new_tokens):
-        extra: dict[str, Any] = dict(keep)
-        if padded:
-            extra["attention_mask"] = mask
-            if "position_ids" in accepted:
-                extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        out = model(input_ids=ids, past_key_values=cache, use_cache=True, **extra)
-        cache = out.past_key_values
-        chosen = out.logits[:, -1].argmax(-1)
-        for row, token in zip(rows, chosen.tolist(), strict=True):
-            if row not in active:
-                continue
-            if token in stop:
-                active.discard(row)
-                continue
-            generated[row].append(token)
-            if done(row, generated[row]):
-                active.discard(row)
-        if not active:
-            break
-        ids, mask = chosen[:, None], torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        if 2 * len(active) <= len(rows) and hasattr(cache, "batch_select_indices"):
-            kept = torch.tensor([i for i, row in enumerate(rows) if row in active], device=device)
-            cache.batch_select_indices(kept)
-            ids, mask = ids[kept], mask[kept]
-            rows = [row for row in rows if row in active]
-    return generated
-
-
-def stop_ids(model, tokenizer) -> frozenset[int]:
-    """Every id that ends a text, by the tokenizer and by the model's generation config."""
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    several = configured if isinstance(configured, list | tuple) else [configured]
-    return frozenset(i for i in (tokenizer.eos_token_id, *several) if i is not None)
+def _spoken(tokenizer, batch: Sequence[Trial]) -> list[list[int]]:
+    """Ids of each trial's answer as a continuation of its prompt."""
+    texts = [("" if t.prompt[-1:].isspace() else " ") + t.answers[0] for t in batch]
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def measurements(
@@ -164,18 +130,70 @@ def measurements(
     return [one(records), *(one([r for r in records if r["depth"] == d], depth=d) for d in depths)]
 
 
-def _record(trial: Trial, output: str) -> dict[str, Any]:
+def places(records: Sequence[dict], task: str, method: str, length: int, details: dict[str, Any]) -> list[Measurement]:
+    """Success by where the answer lay: single needles of tasks without a grid by depth, in tenths; or by distance.
+
+    A needle counts by itself here, also where its trial asks for several: n is the number of needles, and those of one
+    trial are not independent.
+    """
+    cells: dict[tuple[str, float], list[bool]] = {}
+    for r in records:
+        for axis, value in (r.get("place") or {}).items():
+            cells.setdefault((axis, value), []).append(bool(r["hit"]))
+        if r["depth"] is not None or len(r["depths"]) != len(r["expected"]):
+            continue
+        alone = len(r["expected"]) == 1
+        for depth, expected in zip(r["depths"], r["expected"], strict=True):
+            tenth = (min(int(depth * _DEPTH_BINS), _DEPTH_BINS - 1) + 0.5) / _DEPTH_BINS
+            hit = bool(r["hit"]) if alone else expected.lower() in r["output"].lower()
+            cells.setdefault(("depth", tenth), []).append(hit)
+    rows = []
+    for (axis, value), hits in sorted(cells.items()):
+        low, high = wilson(sum(hits), len(hits))
+        more = {**details, axis: value, "unit": "needles"} if axis == "depth" else {**details, axis: value}
+        rows.append(Measurement(task, method, length, "success", sum(hits) / len(hits), low, high, len(hits), more))
+    return rows
+
+
+def score_row(records: Sequence[dict], task: str, method: str, length: int, details: dict[str, Any]) -> Measurement:
+    """Mean score (0 to 1) with the 95% interval of Student's t: RULER's share of answers, LongBench's metrics."""
+    mean, low, high, se = mean_interval([r["found"] for r in records])
+    more = {**details, "se": se}
+    return Measurement(task, method, length, "score", mean, max(0.0, low), min(1.0, high), len(records), more)
+
+
+def record(trial: Trial, output: str) -> dict[str, Any]:
+    """What the log holds of a finished sample."""
+    score = trial.score(output)
     return {
         "index": trial.index, "prompt": trial.folded, "digest": trial.digest, "tokens": len(trial.ids),
         "depths": list(trial.depths), "depth": trial.depth, "expected": list(trial.answers), "output": output,
-        "found": found(trial.answers, output), "hit": is_success(trial.answers, output),
+        "found": score, "hit": score == 1.0, **({"place": dict(trial.place)} if trial.place else {}),
     }  # fmt: skip
 
 
+def _plan(todo: Sequence[Trial], batch_tokens: int, reusable: bool) -> Iterator[tuple[list[Trial], Trunk | None, int]]:
+    """Batches, with the beginning that their rows share where enough is shared, shortest beginnings first."""
+    if reusable and len(todo) > 1:
+        ids, shared = common_beginning([t.ids for t in todo])
+        if sum(shared) - len(ids) >= _WORTH_SHARING * sum(len(t.ids) for t in todo):
+            trunk, begun = Trunk(ids), {t.index: n for t, n in zip(todo, shared, strict=True)}
+            for batch in _batches(sorted(todo, key=lambda t: (begun[t.index], t.index)), batch_tokens):
+                yield batch, trunk, min(begun[t.index] for t in batch)
+            return
+    for batch in _batches(todo, batch_tokens):
+        yield batch, None, 0
+
+
 def _batches(trials: Sequence[Trial], batch_tokens: int) -> Iterator[list[Trial]]:
-    """Sorted trials, longest first, in batches of rows x (longest prompt + answer) <= `batch_tokens`."""
-    start = 0
-    while start < len(trials):
-        size = max(1, batch_tokens // (len(trials[start].ids) + trials[start].max_new_tokens))
-        yield list(trials[start : start + size])
-        start += size
+    """Trials in their order, in batches of rows x (longest prompt + answer) <= `batch_tokens`."""
+    batch: list[Trial] = []
+    longest = 0
+    for trial in trials:
+        longest = max(longest, len(trial.ids) + trial.max_new_tokens)
+        if batch and (len(batch) + 1) * longest > batch_tokens:
+            yield batch
+            batch, longest = [], len(trial.ids) + trial.max_new_tokens
+        batch.append(trial)
+    if batch:
+        yield batch

@@ -17,6 +17,7 @@ from drope.evaluation import needles, perplexity
 from drope.evaluation.config import EvaluationConfig
 from drope.evaluation.losses import temperature_at
 from drope.evaluation.paired import mcnemar_rows
+from drope.evaluation.tasks import RULER, AnyTask
 from drope.evaluation.tokens import windows
 from drope.evaluation.trials import Trials
 from drope.files import fingerprint
@@ -128,14 +129,14 @@ def _run(entries: dict[str, Entry], config: EvaluationConfig, folder: Path, cont
             for label, name, entry, method in plan:
                 title = f"{label} {task.name} {format_count(length)}"
                 with _applied(entry, method, length) as details:
-                    key = fingerprint([keys[name], method.name, method.settings(), details, asdict(task), length,
+                    key = fingerprint([keys[name], method.name, method.settings(), details, task.identity(), length,
                                        config.seed, config.max_new_tokens, config.stop_at_newline])  # fmt: skip
                     log = folder / f"{label}-{task.name}-{length}-{key}.jsonl"
                     records = needles.run_trials(
                         entry.model, entry.tokenizer, trials[id(entry.tokenizer)], log, decoding, title
                     )
                 details |= {"model": name, "trials": config.count(task)} | ({"samples": log.name} if keep else {})
-                measured += needles.measurements(records, task.name, label, length, details)
+                measured += _rows(task, records, label, length, details)
                 digests = {r["digest"]: bool(r["hit"]) for r in records}
                 hits.setdefault((task.name, length), {})[label] = digests
 
@@ -151,6 +152,17 @@ def _run(entries: dict[str, Entry], config: EvaluationConfig, folder: Path, cont
             details |= {"model": name, "documents": "held-out texts, concatenated"}
             measured += perplexity.measurements(records, label, length, config.perplexity_bins, details)
     return measured, hits
+
+
+def _rows(task: AnyTask, records: list[dict], label: str, length: int, details: dict[str, Any]) -> list[Measurement]:
+    """Success, by place where the task has places, and the mean score of tasks that are published with one."""
+    if chance := getattr(task, "chance", 0):
+        details = {**details, "chance": chance}
+    rows = needles.measurements(records, task.name, label, length, details)
+    rows += needles.places(records, task.name, label, length, details)
+    if task.name in RULER:
+        rows.append(needles.score_row(records, task.name, label, length, details))
+    return rows
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Needle trials: the DroPE paper's three tasks and the single needle, built to the token.
+"""Trials of every task, built to the token: the paper's needles, RULER's, and tasks that write their own prompts.
 
 A trial depends on (task, length, seed, index), the haystack and the tokenizer, and on nothing else. So every method
 meets the same prompts, and comparisons are paired. At another length, the same needles lie in more of the same text.
@@ -10,15 +10,17 @@ import hashlib
 import math
 import random
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drope.data import needles as N
 from drope.errors import InputError
-from drope.evaluation.tasks import Task
+from drope.evaluation.scoring import scorer
+from drope.evaluation.tasks import AnyTask, Task
 from drope.evaluation.tokens import Encoder
+from drope.evaluation.written import Desk, Written, largest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +33,12 @@ _CLOSE = 2  # tokens of the length that may stay unused
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt. `depths`: share of the haystack before each answer's needle; `depth`: the grid's own, if any."""
+    """One prompt.
+
+    depths : share of the haystack before each answer's needle; depth: the grid's own, if any
+    scorer, extra : how the output is scored, and what that needs besides the answers
+    place : where the trial lies on another axis than depth, such as {"distance": 64}
+    """
 
     task: str
     length: int
@@ -43,6 +50,9 @@ class Trial:
     depth: float | None
     max_new_tokens: int
     ids: np.ndarray = field(repr=False, compare=False)  # int32 (tokens of the prompt,)
+    scorer: str = "all"
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    place: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def digest(self) -> str:
@@ -51,8 +61,18 @@ class Trial:
     @property
     def folded(self) -> str:
         """Prompt for people: its first words and its question."""
-        head, question = self.prompt.rsplit("\n", 1)
-        return f"{head[:60]} … {question}"
+        if len(self.prompt) <= 240:
+            return self.prompt
+        question = self.prompt.rsplit("\n", 1)[-1]
+        return f"{self.prompt[:60]} … {question[-400:]}"
+
+    def score(self, output: str) -> float:
+        """What an output is worth, 0 to 1."""
+        return scorer(self.scorer).score(self.answers, output, self.extra)
+
+    def decided(self, output: str) -> bool:
+        """Whether no continuation of the output can change its score."""
+        return scorer(self.scorer).decided(self.answers, output, self.extra)
 
 
 @dataclass
@@ -100,7 +120,7 @@ class Trials:
         self._sizes: dict[int, int] = {}  # tokens of sentences, counted when first used
         self._characters_per_token = sum(len(s) + 1 for s in sample) / max(1, tokens)
 
-    def make(self, task: Task, length: int, index: int) -> Trial:
+    def make(self, task: AnyTask, length: int, index: int) -> Trial:
         """Trial `index` of a task: the largest prompt with prompt + answer budget <= `length` tokens.
 
         Needles, question and place in the haystack are the same at every length.
@@ -111,6 +131,8 @@ class Trials:
         """
         import numpy as np
 
+        if not isinstance(task, Task) or task.haystack != "text":
+            return self._largest(task, length, index)
         draft = self._draft(task, index)
         self._refuse(task, length, [draft])
         budget = self._budget(draft, length)
@@ -122,17 +144,54 @@ class Trials:
             budget, np.asarray(ids, dtype=np.int32),
         )  # fmt: skip
 
-    def check(self, task: Task, length: int, count: int) -> None:
+    def check(self, task: AnyTask, length: int, count: int) -> None:
         """Raise InputError now if any of the first `count` trials would not fit: cheap, nothing is filled."""
+        if not isinstance(task, Task) or task.haystack != "text":
+            self._largest(task, length, 0)
+            return
         drafts = [self._draft(task, i) for i in range(count)]
         self._refuse(task, length, drafts)
         self._fill(drafts[0], length - self._budget(drafts[0], length), length)
 
-    def batch(self, task: Task, length: int, count: int) -> Iterator[Trial]:
+    def batch(self, task: AnyTask, length: int, count: int) -> Iterator[Trial]:
         return (self.make(task, length, i) for i in range(count))
 
+    def _largest(self, task: AnyTask, length: int, index: int) -> Trial:
+        """The trial at the largest size with prompt + answer budget <= length, by the tokenizer's own count."""
+        import numpy as np
+
+        assert task.budget is not None
+        desk = Desk(length, self.encode, self.sentences, index)
+        room, least = length - task.budget, 0 if isinstance(task, Task) else task.least
+        most = room if isinstance(task, Task) or task.most is None else task.most
+
+        def write(size: int) -> Written:
+            if isinstance(task, Task):
+                return _write_ruler(task, self._rng(task, index), size, desk)
+            return task.write(self._rng(task, index), size, desk)
+
+        def count(size: int) -> int:
+            return len(self.encode(write(size).prompt))
+
+        if isinstance(task, Task) and task.haystack == "essay":
+            self._refuse_short(room * self._characters_per_token, length)
+        size = largest(count, room, least, max(least, most))
+        if size is None:
+            raise InputError(
+                "lengths", length, f"at least {count(least) + task.budget} tokens for {task.name}",
+                f"Its shortest prompt takes {count(least)} tokens and the answer {task.budget}.",
+            )  # fmt: skip
+        made = write(size)
+        return Trial(
+            task.name, length, self.seed, index, made.prompt, made.answers, made.depths, None, task.budget,
+            np.asarray(self.encode(made.prompt), dtype=np.int32), task.scorer, made.extra, made.place,
+        )  # fmt: skip
+
+    def _rng(self, task: AnyTask, index: int) -> random.Random:
+        return random.Random(f"{self.seed}/{task.name}/{index}")
+
     def _draft(self, task: Task, index: int) -> _Draft:
-        rng = random.Random(f"{self.seed}/{task.name}/{index}")
+        rng = self._rng(task, index)
         pairs, asked = _draw_pairs(task, rng)
         at = [self.depths[index % len(self.depths)]] if task.grid else [rng.random() for _ in pairs]
         question = task.ask.format(keys=N.join_words(asked))
@@ -165,11 +224,7 @@ class Trials:
         spare = room - len(draft.bare[2])
         characters = spare * self._characters_per_token * _MARGIN
         total = self._ends[-1]
-        if total < characters and not self.repeat:
-            raise InputError(
-                "haystack", f"about {int(total / self._characters_per_token)} tokens",
-                f"text of at least {int(length * _MARGIN)} tokens", "Give more text, or allow it to repeat.",
-            )  # fmt: skip
+        self._refuse_short(characters, length)
         first = bisect_left(self._ends, characters) if total > characters else 0
         end = first + int(draft.where * (len(self.sentences) - first))  # the excerpt ends with this sentence
         best, low, high, budget = draft.bare, 0, math.inf, spare
@@ -190,6 +245,15 @@ class Trials:
                     break
             budget -= over
         return best
+
+    def _refuse_short(self, characters: float, length: int) -> None:
+        """Raise unless the haystack has so many characters or may repeat."""
+        total = self._ends[-1]
+        if total < characters and not self.repeat:
+            raise InputError(
+                "haystack", f"about {int(total / self._characters_per_token)} tokens",
+                f"text of at least {int(length * _MARGIN)} tokens", "Give more text, or allow it to repeat.",
+            )  # fmt: skip
 
     def _excerpt(self, end: int, tokens: int) -> tuple[list[str], int]:
         """Sentences up to `end` of about `tokens` tokens, the first cut at a word; and their number of words."""
@@ -236,12 +300,42 @@ class Trials:
 
 def _draw_pairs(task: Task, rng: random.Random) -> tuple[list[tuple[str, str]], list[str]]:
     """The hidden (key, value) pairs in random order, and the keys asked for."""
-    values = N.distinct(N.random_number, task.pairs, rng)
-    keys = N.distinct(N.random_key, task.pairs - task.keys * (task.values - 1), rng)
+    values = N.distinct(N.DRAW[task.value_kind], task.pairs, rng)
+    keys = N.distinct(N.DRAW[task.key_kind], task.pairs - task.keys * (task.values - 1), rng)
     asked = keys[: task.keys]
     pairs = list(zip(keys + asked * (task.values - 1), values, strict=True))
     rng.shuffle(pairs)
     return pairs, asked
+
+
+def _write_ruler(task: Task, rng: random.Random, size: int, desk: Desk) -> Written:
+    """RULER's prompt with `size` words of essay, or lines of noise or of distractor needles.
+
+    Essays begin with the haystack's first word, and needles lie between sentences; else needles are lines of their own.
+    """
+    pairs, asked = _draw_pairs(task, rng)
+    at = rng.sample(N.RULER_DEPTHS, len(pairs))
+    lines = random.Random(rng.random())
+    if task.haystack == "essay":
+        pieces, between = desk.prose(size, 0), " "
+    elif task.haystack == "noise":
+        pieces, between = [N.NOISE] * size, "\n"
+    else:
+        key, value = N.DRAW[task.key_kind], N.DRAW[task.value_kind]
+        taken = {k for k, _ in pairs}
+        drawn = ((key(lines), value(lines)) for _ in range(size))
+        pieces = [N.needle(k if k not in taken else k + "-other", v, task.value_kind) for k, v in drawn]
+        between = "\n"
+    slots = [int(len(pieces) * depth) for depth in at]
+    ends = [0, *accumulate(len(p) + 1 for p in pieces)]
+    for slot, (key_, value_) in sorted(zip(slots, pairs, strict=True), key=lambda x: -x[0]):
+        pieces.insert(slot, N.needle(key_, value_, task.value_kind))
+    unit = task.unit
+    keys = N.join_words(asked)
+    head, question = task.opening.format(unit=unit), (task.ask + task.prefix).format(unit=unit, keys=keys)
+    share = {value: ends[slot] / max(1, ends[-1]) for slot, (_, value) in zip(slots, pairs, strict=True)}
+    answers = tuple(v for a in asked for k, v in pairs if k == a)
+    return Written(f"{head}{between.join(pieces)}\n{question}", answers, tuple(round(share[v], 4) for v in answers))
 
 
 def _insert(pieces: list[str], needles: list[str], at: Sequence[float]) -> tuple[str, list[float]]:

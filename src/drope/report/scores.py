@@ -35,7 +35,7 @@ def success_rows(results: Results) -> list[Measurement]:
 
 def is_total(m: Measurement) -> bool:
     """Whether a row is a total, and not one depth or one stretch of positions of it."""
-    return m.details.get("depth") is None and m.details.get("position_start") is None
+    return all(m.details.get(part) is None for part in ("depth", "distance", "position_start"))
 
 
 def score(results: Results, method: str, length: int, tasks: Sequence[str]) -> Score | None:
