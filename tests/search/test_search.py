@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from drope import models
 from drope.errors import InputError
-from drope.evaluation.answers import Answers
+from drope.evaluation.samples import Samples
 from drope.positions import NTK, PI, LongRoPE2, RopeShape
 from drope.positions.longrope2 import compose
 from drope.search import SearchConfig, SearchResult, longrope2_method, search_longrope2
@@ -43,7 +43,7 @@ def model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def planted(model, factors: list[float], length: int) -> Answers:
+def planted(model, factors: list[float], length: int) -> Samples:
     """Documents whose second halves the model itself wrote, under these factors: no others explain them better."""
     generator = torch.Generator().manual_seed(1)
     half = length // 2
@@ -53,7 +53,7 @@ def planted(model, factors: list[float], length: int) -> Answers:
         for _ in range(half):
             ids = torch.cat([ids, torch.multinomial(step.logits[:, -1].softmax(-1), 1, generator=generator)], 1)
             step = model(input_ids=ids[:, -1:], past_key_values=step.past_key_values, use_cache=True)
-    return Answers(((ids, half),))
+    return Samples(((ids, half),))
 
 
 def test_finds_planted_factors_where_pi_and_ntk_do_not(model):

@@ -23,7 +23,7 @@ from drope.search.config import SearchConfig
 from drope.search.evolve import Candidates, evolve
 
 if TYPE_CHECKING:
-    from drope.evaluation.answers import Answers
+    from drope.evaluation.samples import Samples
 
 _VERSION = 1  # raise when the search itself changes, so that old factors are not taken
 _SEED = -1_000_000  # seeds of needles from here down: neither evaluations nor temperature fits use them
@@ -144,21 +144,21 @@ def longrope2_method(
     return LongRoPE2(found or None, config.attention_factor)
 
 
-def needle_documents(tokenizer: Any, length: int, config: SearchConfig) -> Answers:
+def needle_documents(tokenizer: Any, length: int, config: SearchConfig) -> Samples:
     """Documents of `length` tokens that begin with a needle and end with its value (section 3.2, appendix C)."""
     from drope.data.haystack import haystack
     from drope.data.needles import ASK_KEY
-    from drope.evaluation.answers import make_answers
+    from drope.evaluation.samples import answer_samples
     from drope.evaluation.tasks import Task
     from drope.evaluation.trials import Trials
 
     task = Task("longrope2", ASK_KEY, pairs=1, grid=True)  # a name of its own: no evaluation has these needles
     trials = Trials(tokenizer, haystack(config.haystack), seed=_SEED - config.seed, depths=(0.0,))
     only = ""  # after the value: the needle's tokens and nothing else count
-    return make_answers(trials, [task], length, config.documents, batch_tokens=config.batch_tokens, closing=only)
+    return answer_samples(trials, [task], length, config.documents, batch_tokens=config.batch_tokens, closing=only)
 
 
-def needle_loss(model: Any, documents: Answers, method: Method, length: int) -> float:
+def needle_loss(model: Any, documents: Samples, method: Method, length: int) -> float:
     """Mean nats per needle token under a method: the logarithm of the needle-driven perplexity."""
     from drope.evaluation.losses import evaluating
     from drope.models import apply

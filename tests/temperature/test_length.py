@@ -13,12 +13,12 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from drope import temperature
 from drope.data import stdlib
 from drope.errors import InputError
 from drope.models import drop, set_logit_scale
 from drope.models.logit_scale import logit_scale
 from drope.temperature import TemperatureFit, TemperaturePoint, fit
+from drope.temperature.length import _least_squares
 
 VOCABULARY = 32
 LENGTHS = (48, 96)
@@ -127,17 +127,17 @@ def point(length: int, beta: float, se: float | None) -> TemperaturePoint:
 
 def test_least_squares():
     exact = [point(n, 1 + 0.412 * math.log(n / 1024), 0.1) for n in (1024, 2048, 4096, 8192)]
-    assert temperature._least_squares(exact, 1024, 0.01)[0] == pytest.approx(0.412)
+    assert _least_squares(exact, 1024, 0.01)[0] == pytest.approx(0.412)
     rough = [point(1024, 7.0, 0.001), point(2048, 1.4, 0.02), point(4096, 1.3, 0.2), point(8192, 2.2, 0.05)]
-    a, se = temperature._least_squares(rough, 1024, 0.01)
+    a, se = _least_squares(rough, 1024, 0.01)
     x = np.log([2.0, 4.0, 8.0])
     sigma = np.sqrt(np.array([0.02, 0.2, 0.05]) ** 2 + 0.01**2)
     solved = np.linalg.lstsq((x / sigma)[:, None], (np.array([1.4, 1.3, 2.2]) - 1) / sigma, rcond=None)[0][0]
     assert a == pytest.approx(solved)
     assert se == pytest.approx(1 / np.linalg.norm(x / sigma))
     unknown = [replace(p, beta_se=None) for p in rough]
-    assert temperature._least_squares(unknown, 1024, 0.01) == (pytest.approx(x @ [0.4, 0.3, 1.2] / (x @ x)), None)
-    assert temperature._least_squares(rough[:1], 1024, 0.01) == (0.0, None)
+    assert _least_squares(unknown, 1024, 0.01) == (pytest.approx(x @ [0.4, 0.3, 1.2] / (x @ x)), None)
+    assert _least_squares(rough[:1], 1024, 0.01) == (0.0, None)
 
 
 def test_fit_as_a_function_and_as_json():
