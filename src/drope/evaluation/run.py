@@ -17,7 +17,7 @@ from drope.evaluation import needles, perplexity
 from drope.evaluation.config import EvaluationConfig
 from drope.evaluation.losses import temperature_at
 from drope.evaluation.paired import mcnemar_rows
-from drope.evaluation.tasks import RULER, AnyTask
+from drope.evaluation.tasks import ORDER, RULER, AnyTask
 from drope.evaluation.tokens import windows
 from drope.evaluation.trials import Trials
 from drope.files import fingerprint
@@ -156,8 +156,8 @@ def _run(entries: dict[str, Entry], config: EvaluationConfig, folder: Path, cont
 
 def _rows(task: AnyTask, records: list[dict], label: str, length: int, details: dict[str, Any]) -> list[Measurement]:
     """Success, by place where the task has places, and the mean score of tasks that are published with one."""
-    if chance := getattr(task, "chance", 0):
-        details = {**details, "chance": chance}
+    if task.name in ORDER:
+        details = {**details, "probe": "order", "chance": getattr(task, "chance", 0.0)}
     rows = needles.measurements(records, task.name, label, length, details)
     rows += needles.places(records, task.name, label, length, details)
     if task.name in RULER:

@@ -12,6 +12,8 @@ __all__ = ["headline", "table", "write"]
 def write(results: Results, out_path: str | Path) -> Path:
     """Write the page: no network, no other file, the results themselves inside. The same results give the same bytes.
 
+    Samples that the run logged in `samples` beside `out_path` are shown with it, the first of each kind.
+
     Raises
     ------
     InputError : `out_path` is a folder, or the results name no trained context
@@ -23,7 +25,7 @@ def write(results: Results, out_path: str | Path) -> Path:
     target = Path(out_path)
     if target.is_dir():
         raise InputError("--out", str(target), "a file name such as report.html")
-    write_text(target, render(results))
+    write_text(target, render(results, target.parent / "samples"))
     return target
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -15,14 +16,15 @@ from markupsafe import Markup
 from drope.errors import InputError
 from drope.report import charts, findings, scores, tables
 from drope.report.methods import TASKS, styles, task_label
+from drope.report.samples import shown_samples
 from drope.report.scores import finite, times
 from drope.report.sections import sections
 from drope.report.svg import marker
 from drope.results import SCHEMA, Results
 
 
-def render(results: Results) -> str:
-    """The whole page as text."""
+def render(results: Results, samples: Path | None = None) -> str:
+    """The whole page as text; `samples` is the folder that holds the logs that the measurements name."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     if not finite(results.context) or results.context < 1:
@@ -52,6 +54,7 @@ def render(results: Results) -> str:
         methods=list(styles(results).values()),
         tasks=[(task_label(t), TASKS[t][1]) for t in dict.fromkeys(m.task for m in results.measurements) if t in TASKS],
         facts=_facts(results),
+        samples=shown_samples(results, samples) if samples else [],
         results_json=_embedded(results),
         css=Markup((source / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),

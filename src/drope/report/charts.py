@@ -58,9 +58,9 @@ def ranked(results: Results, length: int) -> Markup | None:
     )
 
 
-def success(results: Results) -> list[Panel]:
-    """Success against length, one panel a task."""
-    rows, looks = scores.success_rows(results), styles(results)
+def success(results: Results, probes: bool = False) -> list[Panel]:
+    """Success against length, one panel a task: of the tasks, or of the probes of order."""
+    rows, looks = scores.probe_rows(results) if probes else scores.success_rows(results), styles(results)
     tasks = list(dict.fromkeys(m.task for m in rows))
     lengths = sorted({m.length for m in rows})
     if len(lengths) < 2:
@@ -89,17 +89,17 @@ def success(results: Results) -> list[Panel]:
     return out
 
 
-def heat_maps(results: Results) -> dict[str, list[Panel]]:
-    """Success by depth and length: one panel a method, by task."""
+def heat_maps(results: Results, axis: str = "depth") -> dict[str, list[Panel]]:
+    """Success by depth (or another place of the answer) and length: one panel a method, by task."""
     out: dict[str, list[Panel]] = {}
-    rows = [m for m in results.measurements if m.metric == "success" and finite(m.details.get("depth"), m.value)]
+    rows = [m for m in results.measurements if m.metric == "success" and finite(m.details.get(axis), m.value)]
     for task in dict.fromkeys(m.task for m in rows):
         cells = [m for m in rows if m.task == task]
-        lengths, depths = sorted({m.length for m in cells}), sorted({m.details["depth"] for m in cells})
+        lengths, depths = sorted({m.length for m in cells}), sorted({m.details[axis] for m in cells})
         panels = [
             Panel(
                 style.label,
-                _heat([m for m in cells if m.method == name], lengths, depths, results.context, style, task),
+                _heat([m for m in cells if m.method == name], lengths, depths, results.context, style, task, axis),
                 style,
             )
             for name, style in styles(results, {m.method for m in cells}).items()
@@ -109,25 +109,29 @@ def heat_maps(results: Results) -> dict[str, list[Panel]]:
 
 
 def _heat(
-    cells: Sequence[Measurement], lengths: list[int], depths: list[float], context: int, style: Style, task: str
-) -> Markup:
+    cells: Sequence[Measurement], lengths: list[int], depths: list[float], context: int, style: Style, task: str,
+    axis: str,
+) -> Markup:  # fmt: skip
+    def name(place: float) -> str:
+        return f"{100 * place:.0f}%" if axis == "depth" else f"{place:g}"
+
     width, left, top = 240.0, 34.0, 6.0
     high = max(11.0, min(22.0, 210 / len(depths)))
     step = (width - left - 2) / len(lengths)
     height = top + high * len(depths) + 36
     parts = []
-    values = {(m.length, m.details["depth"]): m for m in reversed(cells)}
+    values = {(m.length, m.details[axis]): m for m in reversed(cells)}
     every = max(1, math.ceil(len(depths) / 6)) if high < 14 or len(depths) > 11 else 1
     for j, depth in enumerate(depths):
         y = top + high * j
         if j % every == 0 or j == len(depths) - 1:
-            parts.append(tag("text", f"{100 * depth:.0f}%", x=left - 6, y=y + high / 2 + 4, class_="tick end"))
+            parts.append(tag("text", name(depth), x=left - 6, y=y + high / 2 + 4, class_="tick end"))
         for i, length in enumerate(lengths):
             if (m := values.get((length, depth))) is None:
                 continue
             x = left + step * i
             shown = tip(
-                f"{style.label} · {times(length, context)} · depth {100 * depth:.0f}%",
+                f"{style.label} · {times(length, context)} · {axis} {name(depth)}",
                 [("", "success", _success_tip(m))],
             )
             box = {"x": x + 0.75, "y": y + 0.75, "width": step - 1.5, "height": high - 1.5, "rx": 2}
@@ -147,8 +151,8 @@ def _heat(
             )
     worst = min(cells, key=lambda m: m.value)
     alt = (
-        f"{style.label}, {task_label(task).lower()}: success by depth and length; lowest {percent(worst.value)} "
-        f"at depth {100 * worst.details['depth']:.0f}% of {times(worst.length, context)}."
+        f"{style.label}, {task_label(task).lower()}: success by {axis} and length; lowest {percent(worst.value)} "
+        f"at {axis} {name(worst.details[axis])} of {times(worst.length, context)}."
     )
     return drawing(width, height, alt, *parts)
 

@@ -40,6 +40,8 @@ _KNOWN = [
           "RoPE kept and trained on the same tokens as DroPE: what the training alone is worth"),
     Style("rope", "RoPE", "rope", "rope", "cross", "",
           "the original model, unchanged"),
+    Style("sliding_window", "Sliding window", "rope", "muted", "ring", "4 4",
+          "the model as it is, shown only as many tokens as it was trained on: what forgetting the rest would give"),
     Style("nope", "NoPE, untrained", "nope", "nope", "ring", "1 3",
           "rotation dropped and nothing trained: where recalibration starts"),
 ]  # fmt: skip
@@ -50,8 +52,30 @@ TASKS = {
     "multi_query": ("Multi-query", "four keys hidden; the values of two are asked for at once"),
     "multi_key": ("Multi-key", "four keys hidden; the value of one is asked for"),
     "multi_value": ("Multi-value", "one of three keys hidden with two values; both are asked for"),
+    "niah_single_1": ("RULER single 1", "one number among lines of noise"),
+    "niah_single_2": ("RULER single 2", "one number in prose"),
+    "niah_single_3": ("RULER single 3", "one uuid in prose"),
+    "niah_multikey_1": ("RULER multi-key 1", "four keys in prose; the number of one is asked for"),
+    "niah_multikey_2": ("RULER multi-key 2", "one key among a text full of other keys"),
+    "niah_multikey_3": ("RULER multi-key 3", "the same with uuids as keys and values"),
+    "niah_multivalue": ("RULER multi-value", "one key in prose with four numbers, all asked for"),
+    "niah_multiquery": ("RULER multi-query", "four keys in prose, all asked for"),
+    "vt": ("RULER variable tracking", "a chain of five assignments among noise; every variable in it is asked for"),
+    "cwe": ("RULER common words", "the ten words that occur most often in a list"),
+    "fwe": ("RULER frequent words", "the three most frequent coded words"),
+    "induction": ("Induction", "random words; one comes again, and what followed it the first time is to follow"),
+    "digit_copy": ("Digit copying", "a code of 16 digits to be repeated"),
+    "recency": ("Which came last", "one key given four values in turn; the last is asked for"),
+    "counting": ("Counting", "how often a sentence occurs, one to nine times"),
+    "sorted_lookup": ("Sorted list", "the word that stands after another in a sorted list"),
+    "word_order": ("Word order", "who did what to whom, told by the order of two names alone"),
 }
-METRICS = {"success": "success", "loss": "loss, nats per token", "perplexity": "perplexity"}
+METRICS = {
+    "success": "success",
+    "score": "mean score, 0 to 1",
+    "loss": "loss, nats per token",
+    "perplexity": "perplexity",
+}
 
 
 def task_label(task: str) -> str:

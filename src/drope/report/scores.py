@@ -29,7 +29,16 @@ def finite(*values: Any) -> bool:
 
 
 def success_rows(results: Results) -> list[Measurement]:
-    """Whole-task success: the rows that stand for no single depth or position."""
+    """Whole-task success: the rows that stand for no single depth or position. Probes of order are no part of it."""
+    return [m for m in _successes(results) if not m.details.get("probe")]
+
+
+def probe_rows(results: Results) -> list[Measurement]:
+    """Whole-task success of the probes of order."""
+    return [m for m in _successes(results) if m.details.get("probe")]
+
+
+def _successes(results: Results) -> list[Measurement]:
     return [m for m in results.measurements if m.metric == "success" and is_total(m) and finite(m.value, m.low, m.high)]
 
 

@@ -32,7 +32,14 @@ class Section:
 
 def sections(results: Results) -> list[Section]:
     """All sections that have data, in order."""
-    found = [_success(results), _heat(results), _position(results), _recovery(results), _temperature(results)]
+    found = [
+        _success(results),
+        _heat(results),
+        _order(results),
+        _position(results),
+        _recovery(results),
+        _temperature(results),
+    ]
     return [section for section in found if section]
 
 
@@ -89,6 +96,33 @@ def _heat(results: Results) -> Section | None:
         layout=4,
         scale=True,
     )
+
+
+def _order(results: Results) -> Section | None:
+    """What needs the order of tokens: a position-free model's weak side, if it has one."""
+    rows = scores.probe_rows(results)
+    if not rows:
+        return None
+    panels = charts.success(results, probes=True)
+    length = max(m.length for m in rows)
+    weak = [
+        f"{task_label(m.task).lower()} ({percent(m.value)}, by chance {percent(m.details['chance'])})"
+        for m in rows
+        if m.method == "drope" and m.length == length and m.low <= m.details.get("chance", 0.0)
+    ]
+    lead = "Tasks that need to know what came before what."
+    if any(m.method == "drope" for m in rows):
+        where = f"At {times(length, results.context)}, DroPE"
+        lead = f"{where} is no better than chance in {'; '.join(weak)}." if weak else f"{where} beats chance in all."
+    groups = charts.heat_maps(results, "distance")
+    caption = "Share of trials answered. Bands: 95% intervals."
+    if groups:
+        caption += " Maps: rows are the tokens between a word and its repetition, columns the length of the text."
+    return Section(
+        "order", "Order", lead, caption, panels, groups={f"{task_label(k)} by distance": v for k, v in groups.items()},
+        legend=list(styles(results, {m.method for m in rows}).values()), layout=min(4, max(1, len(panels))),
+        scale=bool(groups), trained=True,
+    )  # fmt: skip
 
 
 def _position(results: Results) -> Section | None:
