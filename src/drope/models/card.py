@@ -28,10 +28,11 @@ def model_card(provenance: Mapping[str, Any], card: Mapping[str, Any] | None = N
     front |= {key: card[key] for key in ("license", "language") if card.get(key)}
     target, context = provenance["target_length"], provenance["context"]
     name = str(source or "model").rstrip("/").split("/")[-1]
-    title = card.get("title") or f"{name}, without positions, {format_count(target)}"
+    scheme = positions["label"] if (positions := provenance.get("positions")) else "without positions"
+    title = card.get("title") or f"{name}, {scheme}, {format_count(target)}"
     lines = ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {title}", ""]
     lines += [_summary(provenance), ""]
-    lines += ["## Use", "", _USE, ""]
+    lines += ["## Use", "", _USE + ("" if positions else _NO_ROTATION), ""]
     if rows := card.get("numbers"):
         lines += ["## Numbers", "", _table(rows), ""]
     lines += ["## How it was made", "", _table(_facts(provenance, original, context)), ""]
@@ -47,7 +48,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER_OR_ID")
 tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER_OR_ID")
-```
+```"""
+_NO_ROTATION = """
 
 The config says "no rotation" through its `rope_parameters`: changing them puts a rotation back, which these
 weights cannot use."""
@@ -55,6 +57,15 @@ weights cannot use."""
 
 def _summary(provenance: Mapping[str, Any]) -> str:
     context, target = provenance["context"], provenance["target_length"]
+    beta = provenance["temperature"]["beta"]
+    ending = f", with the softmax temperature β = {beta:.4g} folded into the weights." if beta != 1 else "."
+    if positions := provenance.get("positions"):
+        settings = ", ".join(f"{key} {value}" for key, value in positions["settings"].items() if value is not None)
+        return (
+            f"The original model (trained at {context:,} tokens) with its positions changed to {positions['label']}"
+            + (f" ({settings})" if settings and len(settings) < 200 else "")
+            + f", for inputs of up to {target:,} tokens{ending}"
+        )
     text = (
         f"The rotary position embeddings of the original model (trained at {context:,} tokens) are dropped from every "
         "layer, as in [DroPE](https://arxiv.org/abs/2512.12167); order is carried by the causal mask alone. "
@@ -63,10 +74,7 @@ def _summary(provenance: Mapping[str, Any]) -> str:
         text += f"It was recalibrated on {format_tokens(tokens)} tokens at that context. "
     else:
         text += "**It has not been recalibrated: it needs training before it is of use.** "
-    beta = provenance["temperature"]["beta"]
-    text += f"Meant for inputs of up to {target:,} tokens"
-    text += f", with the softmax temperature β = {beta:.4g} folded into the weights." if beta != 1 else "."
-    return text
+    return text + f"Meant for inputs of up to {target:,} tokens" + ending
 
 
 def _facts(provenance: Mapping[str, Any], original: Mapping[str, Any], context: int) -> list[dict[str, Any]]:

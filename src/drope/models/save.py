@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from drope.positions import Method
+
 SCHEMA = 1
 _CHECK_TOKENS = 32
 _EXACT = ("torch.float32", "torch.float64")  # precise enough for logits to show whether β was folded rightly
@@ -35,8 +37,9 @@ def save(
     card: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     encoding: str | None = None,
+    method: Method | None = None,
 ) -> Path:
-    """Write a dropped model as a stock checkpoint in `out`. The model in memory is not changed.
+    """Write a dropped model as a stock checkpoint in `out`, or any model under a method. The model is not changed.
 
     The config says "no rotation" (`drope.models.encoding`), β is folded into the weights that make q, and the folder
     holds safetensors, tokenizer, generation config, README.md and drope.json. Before `out` appears, the checkpoint is
@@ -50,10 +53,12 @@ def save(
     provenance : goes into drope.json: `source`, `method`, `tokens`, `temperature`, `data`, and whatever else is JSON
     card : see `drope.models.card.model_card`
     encoding : a name of `drope.models.encoding.CANDIDATES` instead of the first that works
+    method : a positional method to write the model with, which then need not be dropped; where no stock configuration
+        says what the method does, the error says what can run it
 
     Raises
     ------
-    InputError : the model still rotates, `out` exists, `beta` or `target_length` cannot be used
+    InputError : the model still rotates and there is no method, `out` exists, `beta` or `target_length` cannot be used
     UnsupportedModelError : no encoding for this family, or β cannot be folded; the message says why
     VerificationError : what was written does not compute what the model does; nothing is left behind
     """
@@ -62,12 +67,16 @@ def save(
 
     if not (math.isfinite(beta) and beta > 0):
         raise InputError("beta", beta, "a finite number above 0")
+    _refuse_quantised(model)
+    if method is not None:
+        from drope.models.save_method import save_method
+
+        return save_method(
+            model, out, method, tokenizer, target_length=target_length, beta=beta, provenance=provenance, card=card,
+            overwrite=overwrite,
+        )  # fmt: skip
     if not is_position_free(model):
         raise InputError("model", type(model).__name__, "a model without rotation", "Call drop(model) before save.")
-    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "_hf_peft_config_loaded", False):
-        raise UnsupportedModelError(
-            "Quantised models and models with adapters: dequantise or merge them before saving."
-        )
     encoded = encode(model.config, target_length, prefer=encoding)
     record = sidecar(
         provenance, original=model.config, encoded=encoded, context=rope_shape(model.config).context,
@@ -76,19 +85,26 @@ def save(
     if beta != 1 and str(model.dtype) not in _EXACT:
         _prove_fold(model, beta)  # rounding would hide a wrong fold in the comparison of the written checkpoint
     with new_folder(Path(out), overwrite) as folder:
-        shell = _shell(model, encoded, beta)
-        shell.save_pretrained(folder)
+        written = shell(model, encoded, beta)
+        written.save_pretrained(folder)
         for file in folder.glob("*.safetensors"):
             file.chmod(0o644)  # safetensors makes them private; a checkpoint is not
-        write_json(folder / "config.json", config_json(shell.config))
+        write_json(folder / "config.json", config_json(written.config))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         raise_tokenizer_limit(folder, target_length)
         write_json(folder / "drope.json", record)
         write_text(folder / "README.md", model_card(record, card))
-        del shell
+        del written
         _prove(model, folder, beta)
     return Path(out)
+
+
+def _refuse_quantised(model: PreTrainedModel) -> None:
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "_hf_peft_config_loaded", False):
+        raise UnsupportedModelError(
+            "Quantised models and models with adapters: dequantise or merge them before saving."
+        )
 
 
 def sidecar(
@@ -155,16 +171,19 @@ def _recorded_original(config: Any) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")).get("original", {}) if path.is_file() else {}
 
 
-def _shell(model: PreTrainedModel, encoded: Encoding, beta: float) -> PreTrainedModel:
-    """A model of the same class with the new config that shares the model's tensors, except those that take β."""
+def shell(model: PreTrainedModel, encoded: Encoding, beta: float, kind: Any = None) -> PreTrainedModel:
+    """A model with the new config that shares the model's tensors, except those that take β.
+
+    kind : its class, if it is not the model's own; the weights bear the same names in both
+    """
     import torch
 
     from drope.models.fold import fold
 
     config = copy.deepcopy(encoded.config)
     with torch.device("meta"):
-        shell = type(model)(config)
-    new = softmax_scalings(shell)
+        made = (kind or type(model))(config)
+    new = softmax_scalings(made)
     factors = {name: beta * own / new[name] for name, own in softmax_scalings(model).items()}
     if beta != 1 and not factors:
         raise UnsupportedModelError(
@@ -172,15 +191,15 @@ def _shell(model: PreTrainedModel, encoded: Encoding, beta: float) -> PreTrained
             "Save with beta=1."
         )
     state = dict(model.state_dict()) | fold(model, {k: v for k, v in factors.items() if abs(v - 1) > 1e-9})
-    shell.load_state_dict(state, assign=True)
-    shell.tie_weights()
-    if hasattr(model, "_weight_conversions"):
-        shell._weight_conversions = model._weight_conversions
+    made.load_state_dict(state, assign=True)
+    made.tie_weights()
+    if kind is None and hasattr(model, "_weight_conversions"):
+        made._weight_conversions = model._weight_conversions
     if model.can_generate():
-        shell.generation_config = copy.deepcopy(model.generation_config)
-        if getattr(shell.generation_config, "temperature", None) not in (None, 1.0):
-            shell.generation_config.do_sample = True  # transformers refuses to write a temperature without sampling
-    return shell
+        made.generation_config = copy.deepcopy(model.generation_config)
+        if getattr(made.generation_config, "temperature", None) not in (None, 1.0):
+            made.generation_config.do_sample = True  # transformers refuses to write a temperature without sampling
+    return made
 
 
 def _prove(model: PreTrainedModel, folder: Path, beta: float) -> None:
