@@ -109,8 +109,15 @@ def watch(model: PreTrainedModel, watcher: Watcher) -> Iterator[None]:
 
     Raises
     ------
-    UnsupportedModelError : no attention went through the watcher although the block ended well
+    UnsupportedModelError : no attention went through the watcher although the block ended well, or a method is applied
+        that computes attention its own way
     """
+    from drope.models.attention import NAME
+
+    if model.config.get_text_config(decoder=True)._attn_implementation == NAME:
+        raise UnsupportedModelError(
+            "A method that computes its own attention is applied to this model; what it attends to cannot be watched."
+        )
     _register()
     own, training = model.config._attn_implementation, model.training
     seen = False

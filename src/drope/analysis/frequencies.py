@@ -59,7 +59,8 @@ def frequency_table(
 
     Parameters
     ----------
-    methods : by default all of the catalogue that need no settings; those that refuse are listed in `left_out`
+    methods : by default all of the catalogue that act by frequencies alone and need no settings; `left_out` says which
+        are not here, and why
     """
     omega = inverse_frequencies(shape)
     trained = phases(shape, [shape.context])[0]
@@ -69,6 +70,10 @@ def frequency_table(
     for method in chosen:
         for length in lengths:
             try:
+                needs = method.requirements(shape, length)
+                if needs.layers is not None or needs.attention is not None or needs.crop is not None:
+                    left_out[method.name] = "acts on layers, attention or the input, not by frequencies alone"
+                    continue
                 gamma = method.scaling(shape, length).double()
             except (DropeError, NotImplementedError) as error:
                 left_out[method.name] = str(error)

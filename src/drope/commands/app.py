@@ -17,7 +17,10 @@ COMMANDS = {
     "temperature": "Fit the softmax temperature β for each target length on held-out text.",
     "evaluate": "Measure one model: needles in haystacks, and perplexity by position.",
     "compare": "Measure several models and methods on the same trials, and write a report.",
+    "analyze": "Show what positions do in a model: heads, frequencies, gradients, and what recalibration changed.",
     "extend": "All of it in order: drop, recalibrate, fit the temperature, measure, write checkpoint and report.",
+    "export": "Write a converted model for one engine: vLLM, SGLang, llama.cpp, mlx-lm, transformers.",
+    "verify": "Check that engines compute what the model does: transformers, llama.cpp, mlx-lm, any OpenAI server.",
     "report": "Turn a results.json into one self-contained HTML page.",
 }
 
@@ -62,7 +65,8 @@ def build() -> App:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `drope` with `argv` (without the program's name) and return its exit code.
 
-    0: done. 1: an unexpected error. 2: bad input or an error that the user can mend. 130: interrupted.
+    0: done. 1: an unexpected error, or a check that failed. 2: bad input or an error that the user can mend.
+    130: interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -90,7 +94,7 @@ def _exit_code(error: BaseException, verbose: bool) -> int:
         return 130
     if isinstance(error, DropeError | CycloptsError):
         _say(f"drope: {_paragraph(str(error))}")
-        return 2
+        return error.exit_code if isinstance(error, DropeError) else 2
     _say(f"drope: unexpected {type(error).__name__}: {_paragraph(str(error))}")
     if not verbose:
         _say("Run the same command with -v for the traceback.")

@@ -60,7 +60,7 @@
       const text = document.getElementById("results").textContent;
       const link = document.createElement("a");
       link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-      link.download = "results.json";
+      link.download = button.dataset.file || "results.json";
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 1000);
     });
