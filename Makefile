@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test slow demo demo-full lint format typecheck clean
+.PHONY: help venv test slow engines demo demo-full lint format typecheck clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,10 @@ test: $(STAMP)  ## the test suite (ARGS="-k needles" passes options to pytest)
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+engines: $(STAMP)  ## every family on the real engines (installs llama.cpp and mlx-lm)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,llama-cpp,mlx]'
+	$(BIN)/python -m pytest -m 'engines or not slow' tests/export $(ARGS)
 
 demo: $(STAMP)  ## the whole pipeline on the bundled model (SHORT=1: a few minutes, fewer trials)
 ifdef SHORT

@@ -6,6 +6,8 @@ from __future__ import annotations
 class DropeError(Exception):
     """Base of all errors raised on purpose."""
 
+    exit_code = 2
+
 
 class InputError(DropeError):
     """A setting or an input that cannot be used.
@@ -30,6 +32,12 @@ class UnsupportedModelError(DropeError):
 
 class VerificationError(DropeError):
     """A conversion did not prove itself (gapped positions, cached decoding)."""
+
+
+class ParityError(DropeError):
+    """An engine does not compute what the model does."""
+
+    exit_code = 1
 
 
 class Interrupted(DropeError):

@@ -63,6 +63,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Cohere": ("CohereConfig", {}),
     "Cohere2": ("Cohere2Config", _GEMMA_LAYERS),
     "Mixtral": ("MixtralConfig", _MOE),
+    "Qwen3-MoE": (
+        "Qwen3MoeConfig",
+        {
+            "head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "norm_topk_prob": True,
+        },
+    ),
     "GPT-OSS": (
         "GptOssConfig",
         _MOE | _GEMMA_LAYERS | {"head_dim": 8, "max_position_embeddings": 4 * CONTEXT, "rope_parameters": _YARN},

@@ -71,7 +71,7 @@ def convert(
             f"{config.model_type!r}: its rope type scales attention logits by {encoded.fold:.4g}, which only the "
             "weights can take over. Load the model, drop it and save it: `save` folds that factor in."
         )
-    folder = _folder(source, revision)
+    folder = source_folder(source, revision)
     if folder.resolve() == out.resolve():
         raise InputError("--out", str(out), "a folder other than the source's")
     weights = weight_files(folder)
@@ -88,7 +88,7 @@ def convert(
     with new_folder(out, overwrite) as temporary:
         for file in weights:
             _place(file, temporary / file.name, link)
-        for file in _side_files(folder):
+        for file in side_files(folder):
             name = "README.source.md" if file.name == "README.md" else file.name
             if file.name == "README.md" and earlier or file.name in _REWRITTEN - {"README.md"}:
                 continue  # the card of an earlier conversion is written anew
@@ -117,7 +117,7 @@ def _refuse_gguf(source: str | Path) -> None:
         )  # fmt: skip
 
 
-def _folder(source: str | Path, revision: str | None) -> Path:
+def source_folder(source: str | Path, revision: str | None) -> Path:
     from drope.models.load import bundled_folder
 
     if str(source) == "bundled":
@@ -142,7 +142,7 @@ def _earlier(folder: Path) -> dict[str, Any]:
     return {k: v for k, v in record.items() if k not in ("schema", "versions", "encoding", "context", "target_length")}
 
 
-def _side_files(folder: Path) -> list[Path]:
+def side_files(folder: Path) -> list[Path]:
     files = [f for f in sorted(folder.iterdir()) if f.is_file() and not f.name.startswith(".")]
     return [
         f
