@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from drope.errors import InputError
 from drope.quantities import parse_count, parse_tokens
+
+if TYPE_CHECKING:
+    from drope.training.mixed_window import MixedWindow
 
 Schedule = Literal["cosine", "wsd", "constant"]
 Optimizer = Literal["adamw", "muon"]
@@ -58,6 +61,7 @@ class RecalibrationConfig:
     fade : None drops the rotation at once; `lowest_first` takes frequencies out one after the other, the lowest first;
         `linear` scales all of them down together
     fade_share : share of the run over which it fades
+    mixed_window : for a control run: train at a longer target, in part under a rescaled rotation (LongRoPE2)
     training_arguments : further fields of `transformers.TrainingArguments`
 
     Raises
@@ -88,6 +92,7 @@ class RecalibrationConfig:
     fade: Fade | None = None
     fade_share: float = 0.3
     text_field: str = "text"
+    mixed_window: MixedWindow | None = None
     training_arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

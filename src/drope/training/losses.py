@@ -118,6 +118,7 @@ class _Chunked(torch.autograd.Function):
                     None if weight is None or grad_weight is None else grad_weight.to(weight.dtype),
                     None if bias is None or grad_bias is None else grad_bias.to(bias.dtype),
                 )
+        n = max(n, 1)  # a micro batch without tokens to predict has a loss of 0
         entropy, divergence = entropy / n, divergence / n
         loss = (1 - distill) * entropy + distill * divergence
         ctx.n = n

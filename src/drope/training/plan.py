@@ -43,6 +43,11 @@ class Plan:
         return self.step_blocks * self.context
 
     @property
+    def micro_batches(self) -> int:
+        """Micro batches of one device in a step."""
+        return self.step_blocks // (self.micro_batch * self.processes)
+
+    @property
     def autocast(self) -> torch.dtype | None:
         return torch.bfloat16 if self.precision == "bf16" else None
 
@@ -61,7 +66,7 @@ class Plan:
         ours: dict[str, Any] = {
             "output_dir": str(folder), "max_steps": self.steps, "learning_rate": self.learning_rate,
             "per_device_train_batch_size": self.micro_batch,
-            "gradient_accumulation_steps": self.step_blocks // (self.micro_batch * self.processes),
+            "gradient_accumulation_steps": self.micro_batches,
             "lr_scheduler_type": kinds[config.schedule], "warmup_steps": self.warmup_steps,
             "lr_scheduler_kwargs": {"num_decay_steps": decay} if config.schedule == "wsd" else {},
             "weight_decay": config.weight_decay, "adam_beta1": config.betas[0], "adam_beta2": config.betas[1],
@@ -97,10 +102,13 @@ def make_plan(
     """
     from drope.models import rope_shape
 
-    longest = rope_shape(model.config).context
-    context = config.context or longest
-    if context > longest:
-        raise InputError("context", context, f"at most the model's own {longest} tokens")
+    shape = rope_shape(model.config)
+    context = config.context or shape.context
+    if context > shape.context:
+        raise InputError("context", context, f"at most the model's own {shape.context} tokens")
+    if config.mixed_window is not None:
+        config.mixed_window.check(shape, control, config.distill, config.context)
+        context = config.mixed_window.target
     rows = _embedded(model)
     if len(tokenizer) > rows:
         raise InputError("tokenizer", f"of {len(tokenizer)} tokens", f"one of at most the model's {rows}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ def recalibrate(
     tokenizer : the model's
     out : folder of the run
     resume : go on from the last checkpoint in `out`, with the same data in the same order to the same weights
-    control : keep RoPE; everything else, the blocks included, is the same
+    control : keep RoPE; everything else, the blocks included, is the same (under `config.mixed_window`, longer blocks)
     teacher : what `config.distill` distils from; None: `model` as it is at the start, with its rotation
     cache_dir : of packed blocks (see `drope.data.packing.pack`)
 
@@ -102,6 +102,8 @@ def recalibrate(
         "epochs": blocks.epochs,
     }
     settings = asdict(config) | asdict(plan) | {"blocks": blocks.fingerprint, "control": control}
+    if config.mixed_window is not None:
+        settings["mixed_window"] = config.mixed_window.to_dict()
     settings |= {"weights": weights_digest(model), "teacher": weights_digest(teacher) if config.distill else None}
     settings = json.loads(json.dumps(settings, default=str))
     run = claim(out, settings, record)
@@ -133,6 +135,7 @@ def _train(
     from drope.progress import track
     from drope.training.callbacks import History, StopCallback
     from drope.training.fade import FadeCallback
+    from drope.training.mixed_window import Windows
     from drope.training.trainer import RecalibrationTrainer, checkpoints
 
     folder = out / "checkpoints"
@@ -144,15 +147,20 @@ def _train(
         callbacks: list[Any] = [history, stop]
         if config.fade and not control:
             callbacks.append(FadeCallback(model, config.fade, plan.fade_steps))
+        windows = None
+        if config.mixed_window is not None:
+            windows = Windows(model, config.mixed_window, plan.micro_batches)
+            callbacks.append(windows)
         trainer = RecalibrationTrainer(
             model=model, args=plan.training_arguments(config, folder, bool(heldout), model.device), callbacks=callbacks,
             train_dataset=blocks.dataset, eval_dataset=heldout.dataset if heldout else None,
             data_collator=lambda rows: {k: torch.stack([row[k] for row in rows]) for k in ("input_ids", "trained")},
             config=config, teacher=teacher if config.distill else None, autocast=plan.autocast, run=run,
+            windows=windows,
         )  # fmt: skip
         trainer.pop_callback(PrinterCallback)
         history.trainer = trainer
-        with stop.listening(), _training_errors(last):
+        with stop.listening(), _training_errors(last), windows.until_done() if windows else nullcontext():
             trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
         history.trainer = None  # the cycle would keep the optimizer's state in memory
         if model.device.type != "cpu":

@@ -13,23 +13,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from drope.errors import DropeError
-from drope.files import write_json
+from drope.training import processes
+from drope.training.checkpoints import checkpoints, write_marker
 from drope.training.losses import Logits, Losses, chunked_loss, linear_head
 from drope.training.optimizers import muon_adamw
 
 if TYPE_CHECKING:
     from drope.training.config import RecalibrationConfig
-
-MARKER = "drope_run.json"  # written last into each checkpoint: whole, and of which run
+    from drope.training.mixed_window import Windows
 
 
 class RecalibrationTrainer(Trainer):
     """A Trainer for packed blocks without padding: a batch is `{"input_ids": (B, T), "trained": (B, T)}`.
 
-    The loss is the mean over the tokens that are to be predicted, nearly always all of them.
+    The loss is the mean over the tokens that are to be predicted in the whole batch of a step, over all micro batches
+    and processes, so that neither their number nor how the tokens fall on them changes it.
 
     Parameters
     ----------
@@ -37,6 +39,7 @@ class RecalibrationTrainer(Trainer):
     teacher : the RoPE original, if its logits are part of the objective
     autocast : dtype of the computation over float32 weights; None: as the weights are
     run : identity of the run, kept in its checkpoints
+    windows : decides the rotation and the window of each micro batch, in mixed-window training
     """
 
     model: Any
@@ -50,27 +53,42 @@ class RecalibrationTrainer(Trainer):
         teacher: Any,
         autocast: torch.dtype | None,
         run: str,
+        windows: Windows | None = None,
         **kwargs: Any,
     ):
+        self.windows = windows
         self.config, self.teacher, self.autocast, self.run = config, teacher, autocast, run
         super().__init__(*args, **kwargs)
-        self.loss_is_scaled_for_ga = False  # ours is the mean of one micro batch
+        self.loss_is_scaled_for_ga = True  # ours is a micro batch's share of the mean of the whole batch
         self._head = linear_head(self.model)
         self._teacher_head = None
         if teacher is not None:
             teacher.to(self.args.device).eval()
             self._teacher_head = linear_head(teacher)
         self._hidden: list[Tensor] = []
-        self._sums = torch.zeros(4, device=self.args.device)  # loss, cross entropy, divergence, how many
+        # Sums over tokens: loss, cross entropy, divergence, how many; of the step, and since the last row of the history.
+        self._sums = torch.zeros(4, device=self.args.device, dtype=torch.float64)
+        self._logged = [0.0] * 4
 
     # -- objective ---------------------------------------------------------------------------------------------------
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        if self.windows is not None:
+            inputs = self.windows.turn(inputs)
         losses = self._losses(model, inputs, distill=self.config.distill)
-        self._sums += torch.stack([*(x.detach() for x in losses), torch.ones_like(losses.loss)])
-        return (losses.loss, {}) if return_outputs else losses.loss
+        tokens = _predicted(inputs)
+        self._sums += torch.stack([*(x.detach().double() for x in losses), torch.ones_like(tokens)]) * tokens
+        # Gradients are averaged over the processes, hence their number.
+        loss = losses.loss * (tokens / num_items_in_batch * self.args.world_size).to(losses.loss.dtype)
+        return (loss, {}) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
+        """Tokens to predict in the whole batch of a step, over all micro batches and processes."""
+        own = torch.stack([_predicted(batch) for batch in batch_samples]).sum().to(device)
+        total: Any = self.accelerator.reduce(own, "sum")
+        return total.clamp_min(1)
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         # Autocast around the objective alone: accelerate's mixed precision would rebind the model's forward.
@@ -91,7 +109,7 @@ class RecalibrationTrainer(Trainer):
         if self.teacher is not None and distill:
             with torch.no_grad():
                 taught = _unembedded(self.teacher, self._teacher_head, ids, rows)
-        if self._head is None:
+        if (head := self._whole_head()) is None:
             outputs = model(input_ids=ids, use_cache=False)
             student = Logits(_at(outputs.logits, rows))
         else:
@@ -101,7 +119,7 @@ class RecalibrationTrainer(Trainer):
                 outputs = model(input_ids=ids, use_cache=False, logits_to_keep=1)
             finally:
                 catch.remove()
-            student = Logits(_at(self._hidden.pop(), rows), self._head.weight, self._head.bias)
+            student = Logits(_at(self._hidden.pop(), rows), *head)
         targets = ids.flatten()[rows + 1]
         losses = chunked_loss(student, targets, taught, distill, self.config.temperature)
         if (
@@ -110,10 +128,25 @@ class RecalibrationTrainer(Trainer):
             losses = losses._replace(loss=losses.loss + self.model.config.router_aux_loss_coef * balance)
         return losses
 
-    def mean_losses(self) -> dict[str, float | None]:
-        """Means since the last call: objective, cross entropy (`loss`), divergence."""
-        objective, loss, divergence, count = self.accelerator.reduce(self._sums, "sum").tolist()
+    def _whole_head(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias of the output layer, gathered where they are sharded (FSDP2); None: the model's own logits."""
+        if self._head is None or is_deepspeed_zero3_enabled():  # under ZeRO-3 a weight exists inside its layer only
+            return None
+        weight, bias = self._head.weight, self._head.bias
+        return _gathered(weight), None if bias is None else _gathered(bias)
+
+    def step_loss(self) -> float:
+        """The cross entropy of the step that has just ended, over all processes; to be called once a step, by all."""
+        sums: Any = self.accelerator.reduce(self._sums, "sum")
+        step = sums.tolist()
         self._sums.zero_()
+        self._logged = [a + b for a, b in zip(self._logged, step, strict=True)]
+        return step[1] / max(step[3], 1)
+
+    def mean_losses(self) -> dict[str, float | None]:
+        """Means over the tokens since the last call: objective, cross entropy (`loss`), divergence."""
+        objective, loss, divergence, count = self._logged
+        self._logged = [0.0] * 4
         count = max(count, 1)
         taught = divergence / count if self.config.distill else None
         return {"loss": loss / count, "objective": objective / count, "divergence": taught}
@@ -123,6 +156,8 @@ class RecalibrationTrainer(Trainer):
     ) -> dict[str, float]:
         """Cross entropy (nats per token) on the held-out blocks; every process does all of them."""
         self.model.eval()
+        if self.windows is not None:
+            self.windows.rotate(rescaled=True)  # held-out blocks have the target's length
         total = torch.zeros((), device=self.args.device, dtype=torch.float64)
         blocks = self.eval_dataset
         with torch.no_grad(), self._precision():
@@ -162,8 +197,9 @@ class RecalibrationTrainer(Trainer):
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
+            processes.wait()  # each writes the state of its random numbers
             if self.args.should_save:
-                write_json(folder / MARKER, {"run": self.run, "step": self.state.global_step})
+                write_marker(folder, self.run, self.state.global_step)
         except Exception as error:
             if self.args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -179,17 +215,19 @@ class RecalibrationTrainer(Trainer):
                 shutil.rmtree(old)
 
 
-def checkpoints(folder: Path, run: str | None = None) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first; of one run only, if given."""
-    import json
+def _predicted(batch: Mapping[str, Tensor]) -> Tensor:
+    """How many tokens of a batch are predicted; nothing predicts the first of a block."""
+    return batch["trained"][:, 1:].sum().double()
 
-    found = []
-    for marker in folder.glob(f"checkpoint-*/{MARKER}"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            content = json.loads(marker.read_text(encoding="utf-8"))
-            if run in (None, content["run"]):
-                found.append((int(content["step"]), marker.parent))
-    return [path for _, path in sorted(found)]
+
+def _gathered(weight: Tensor) -> Tensor:
+    """A whole weight; the gradient goes back to the shards as the mean over processes, as FSDP does it."""
+    if not hasattr(weight, "full_tensor"):
+        return weight
+    from torch.distributed.tensor import Partial
+
+    sharded: Any = weight
+    return sharded.full_tensor(grad_placements=[Partial("avg")] * sharded.device_mesh.ndim)
 
 
 def _unembedded(model: Any, head: Any, ids: Tensor, rows: Tensor) -> Logits:
