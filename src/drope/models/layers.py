@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +43,8 @@ def planned(model: PreTrainedModel, requirements: Requirements, rotation: Rotati
         for module in modules.values():
             stack.callback(_set, module, PLAN, getattr(module, PLAN, None))
             plan = _plan(requirements, rotation, int(module.layer_idx), stock)  # type: ignore[arg-type]
+            if plan.scheme is not None and plan.scheme.rotates and not getattr(module, "use_rope", True):
+                plan = replace(plan, scheme=None)  # SmolLM3: a layer that never rotated has no distances to map
             setattr(module, PLAN, plan)
             if not plan.rotate:
                 stack.callback(module.register_forward_pre_hook(_identity, with_kwargs=True).remove)
@@ -54,17 +57,18 @@ def planned(model: PreTrainedModel, requirements: Requirements, rotation: Rotati
 @contextmanager
 def cropped(model: PreTrainedModel, start: int | None) -> Iterator[None]:
     """Hide the first `start` tokens of every input (None: hide nothing), as if they were padding."""
-    before = getattr(model, _CROP, None)
+    decoder: Any = model.get_decoder()  # which some call without the output layer
+    before = getattr(decoder, _CROP, None)
     if start == before:
         yield
         return
-    handle = model.register_forward_pre_hook(_hide, with_kwargs=True)
-    setattr(model, _CROP, start)
+    handle = decoder.register_forward_pre_hook(_hide, with_kwargs=True)
+    setattr(decoder, _CROP, start)
     try:
         yield
     finally:
         handle.remove()
-        _set(model, _CROP, before)
+        _set(decoder, _CROP, before)
 
 
 def _plan(requirements: Requirements, rotation: Rotation | None, layer: int, stock: str) -> Plan:

@@ -14,6 +14,7 @@ from drope.positions.crop import Crop
 from drope.positions.drop_layers import DropLayers
 from drope.positions.drope import Drope
 from drope.positions.drope_swan import DropeSWAN
+from drope.positions.dual_chunk import DualChunk
 from drope.positions.dynamic_ntk import DynamicNTK
 from drope.positions.llama3 import Llama3
 from drope.positions.longrope2 import LongRoPE2
@@ -22,8 +23,10 @@ from drope.positions.ntk import NTK
 from drope.positions.p_rope import PRope
 from drope.positions.partial_drop import PartialDrop
 from drope.positions.pi import PI
+from drope.positions.rerope import ReRope
 from drope.positions.rnope_swa import RNoPESWA
 from drope.positions.rope import Rope
+from drope.positions.self_extend import SelfExtend
 from drope.positions.swan import SWAN
 from drope.positions.yarn import Yarn
 
@@ -39,6 +42,9 @@ METHODS: dict[str, type[Method]] = {
         Llama3,
         LongRoPE2,
         PRope,
+        SelfExtend,
+        DualChunk,
+        ReRope,
         Crop,
         Nope,
         Drope,
@@ -50,7 +56,7 @@ METHODS: dict[str, type[Method]] = {
         SWAN,
     )
 }
-_ALIASES = {"linear": "pi", "dynamic": "dynamic_ntk"}
+_ALIASES = {"linear": "pi", "dynamic": "dynamic_ntk", "selfextend": "self_extend", "dca": "dual_chunk"}
 
 
 def get(name: str, **settings: Any) -> Method:
@@ -84,6 +90,7 @@ __all__ = [
     "DropLayers",
     "Drope",
     "DropeSWAN",
+    "DualChunk",
     "DynamicNTK",
     "Llama3",
     "LongRoPE2",
@@ -92,9 +99,11 @@ __all__ = [
     "PRope",
     "PartialDrop",
     "RNoPESWA",
+    "ReRope",
     "Requirements",
     "Rope",
     "RopeShape",
+    "SelfExtend",
     "Yarn",
     "frequencies",
     "get",

@@ -77,6 +77,7 @@ def attention(
     """The attention function as transformers calls it. Returns (B, Tq, H, D), and no weights."""
     plan: Plan = getattr(module, PLAN, None) or Plan()
     mask = attention_mask if isinstance(attention_mask, Mask) else Mask.of(attention_mask, query, key)
+    mask.pack(kwargs.get("position_ids"), query.shape[2], key.shape[2])
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     for scale in plan.query_scales:
         positions, _ = mask.positions(query.shape[2], key.shape[2])

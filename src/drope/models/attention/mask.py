@@ -29,7 +29,9 @@ class Mask:
     function: Callable[..., Any] | None = None
     padding: torch.Tensor | None = None
     dense: torch.Tensor | None = None
+    rows: int = 1  # B, where the function may tell rows apart
     device: torch.device | str = "cpu"
+    given: torch.Tensor | None = None  # positions of packed documents, see `pack`
     _positions: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -44,8 +46,21 @@ class Mask:
         """Whether causality is all there is: no padding, no window, no borders of packed documents."""
         return self.function is None and self.padding is None and self.dense is None
 
+    def pack(self, position_ids: torch.Tensor | None, queries: int, keys: int) -> None:
+        """Note the positions, (B or 1, T), of rows that hold several documents, which start anew in each of them."""
+        documents = self.function is not None and self.padding is None and self.dense is None and queries == keys
+        if documents and position_ids is not None and position_ids.dim() == 2 and position_ids.shape[1] == keys:
+            self.given = position_ids
+
     def positions(self, queries: int, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions of the queries, (B or 1, Tq), and of the keys, (B or 1, Tk): real tokens of the row before them."""
+        """Positions of the queries, (B or 1, Tq), and of the keys, (B or 1, Tk): real tokens before them.
+
+        Of the row; of the document, where documents are packed (`pack`).
+        """
+        return self.counts(queries, keys) if self.given is None else (self.given, self.given)
+
+    def counts(self, queries: int, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `positions`, but always of the row: those of keys never fall."""
         if (queries, keys) not in self._positions:
             end = max(self.q_offset + queries, self.kv_offset + keys)
             if self.padding is None:
@@ -71,7 +86,7 @@ class Mask:
         elif self.function is None:
             block = (k <= q)[None, None]
         else:
-            rows = torch.arange(1 if self.padding is None else len(self.padding), device=self.device)
+            rows = torch.arange(self.rows if self.padding is None else len(self.padding), device=self.device)
             block = self.function(rows[:, None, None, None], 0, q[None, None], k[None, None])
             block = block.expand(-1, -1, len(q), k.shape[1])
         if window is not None:
@@ -114,4 +129,4 @@ def mask_interface(
     if padding is not None and bool(padding.all()) and padding.shape[1] >= offset + q_length:
         padding = None
     own = None if mask_function is causal_mask_function else mask_function
-    return Mask(offset, kv_offset, own, padding, device=device)
+    return Mask(offset, kv_offset, own, padding, rows=batch_size, device=device)

@@ -22,15 +22,17 @@ class Rotation:
 
     def __call__(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """x, (B, H, T, D), turned to positions (B or 1, T) or (T,); channels beyond 2 · pairs stay as they are."""
-        cos, sin = self.cos_sin(positions, x.device)
-        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        cos, sin = (part.to(x.dtype) for part in self.cos_sin(positions, x.device, x.dtype))
         pairs = self.inv_freq.numel()
         first, second, rest = x[..., :pairs], x[..., pairs : 2 * pairs], x[..., 2 * pairs :]
         return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
-    def cos_sin(self, positions: torch.Tensor, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin times the factor, each (B or 1, 1, T, pairs), float32."""
+    def cos_sin(
+        self, positions: torch.Tensor, device: torch.device | str, dtype: torch.dtype = torch.float32
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin times the factor, each (B or 1, 1, T, pairs): float32, as in stock modules, or float64."""
         if positions.dim() == 1:
             positions = positions[None]
-        angles = positions.to(device)[:, None, :, None].float() * self.inv_freq.to(device)
+        wide = torch.promote_types(dtype, torch.float32)
+        angles = positions.to(device)[:, None, :, None].to(wide) * self.inv_freq.to(device)
         return angles.cos() * self.factor, angles.sin() * self.factor
