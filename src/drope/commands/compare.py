@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App
 
-from drope.commands.measuring import NO_MEASURING, ROPE_METHODS, MeasuringFlags, entry, short_name
+from drope.commands.catalogue import skipped_lines
+from drope.commands.measuring import NO_MEASURING, ROPE_METHODS, MeasuringFlags, entry, measured_lengths, short_name
 from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, LoadingFlags, Several
 from drope.commands.output import resumable, session
 from drope.commands.tables import result_tables
@@ -49,8 +50,9 @@ def compare(
     out
         Folder for results.json, report.html and the log of every sample; what it holds already is not run again.
     methods
-        Methods for the models that rotate: rope, pi, ntk, dynamic_ntk, yarn, nope. By default all of them for the first
-        such model and rope for the others. Position-free models run as drope.
+        Methods for the models that rotate, by name (docs/methods.md), or all: every one that a model can run. By
+        default rope, pi, ntk, dynamic_ntk, yarn and nope for the first such model and rope for the others.
+        Position-free models run as drope.
     temperature
         Fit that `drope temperature --out` wrote; sets β for each length of the position-free models.
     seed
@@ -67,20 +69,27 @@ def compare(
         )
         context = rope_shape(first).context
         config = measuring.config(context, seed)
+        lengths = measured_lengths(config, context)
         entries: dict[str, Entry] = {}
+        skipped: dict[str, str] = {}
         for name, source in named.items():
             seen = any(m.name == "rope" for e in entries.values() for m in e.methods)
-            entries[name] = entry(
-                source, loading, temperature, rotating=methods or (("rope",) if seen else ROPE_METHODS)
+            entries[name], left_out = entry(
+                source, loading, temperature, rotating=methods or (("rope",) if seen else ROPE_METHODS), lengths=lengths
             )
+            skipped |= {f"{name}_{method}" if len(named) > 1 else method: why for method, why in left_out.items()}
         labels = [m.name for e in entries.values() for m in e.methods]
         reference = "drope" if "drope" in labels else labels[0]
         results = run(
-            entries, config, out, context=context, reference=reference, command="drope compare " + " ".join(named)
-        )
+            entries, config, out, context=context, reference=reference, command="drope compare " + " ".join(named),
+            skipped=skipped,
+        )  # fmt: skip
         page = write(results, out / "report.html")
         output.result(
-            asdict(results), *result_tables(results.measurements, context), f"Wrote {out / 'results.json'} and {page}"
+            asdict(results),
+            *result_tables(results.measurements, context),
+            *skipped_lines(skipped),
+            f"Wrote {out / 'results.json'} and {page}",
         )
 
 

@@ -9,7 +9,8 @@ from typing import Annotated
 
 from cyclopts import App
 
-from drope.commands.measuring import NO_MEASURING, ROPE_METHODS, MeasuringFlags, entry, short_name
+from drope.commands.catalogue import skipped_lines
+from drope.commands.measuring import NO_MEASURING, ROPE_METHODS, MeasuringFlags, entry, measured_lengths, short_name
 from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, LoadingFlags, Several
 from drope.commands.output import resumable, session
 from drope.commands.tables import result_tables
@@ -48,8 +49,8 @@ def evaluate(
     model
         Hub id, folder, GGUF file, or bundled.
     methods
-        rope, pi, ntk, dynamic_ntk, yarn, nope or drope. By default drope for a position-free model, the others for one
-        that rotates.
+        Names of methods (docs/methods.md), such as rope, yarn, self_extend or drope; or all: every one that the model
+        can run. By default drope for a position-free model, and rope, pi, ntk, dynamic_ntk, yarn and nope for others.
     temperature
         Fit that `drope temperature --out` wrote; sets β for each length of a position-free model.
     out
@@ -66,10 +67,15 @@ def evaluate(
         ).context
         config = measuring.config(context, seed)
         name = short_name(model)
-        loaded = entry(model, loading, temperature, rotating=methods or ROPE_METHODS, free=methods or ("drope",))
+        loaded, skipped = entry(
+            model, loading, temperature, rotating=methods or ROPE_METHODS, free=methods or ("drope",),
+            lengths=measured_lengths(config, context),
+        )  # fmt: skip
         results = compare(
             {name: loaded}, config, out or scratch, context=context, model_name=name,
             reference=loaded.methods[0].name, command=f"drope evaluate {name}",
+            skipped=skipped,
         )  # fmt: skip
         where = f"Wrote {out / 'results.json'}" if out else "Nothing was kept: --out DIR keeps results and samples."
-        output.result(asdict(results), *result_tables(results.measurements, context), where)
+        lines = skipped_lines(skipped)
+        output.result(asdict(results), *result_tables(results.measurements, context), *lines, where)

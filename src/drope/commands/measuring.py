@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
+from drope.commands.catalogue import choose, with_factors
 from drope.commands.checkpoints import folded_beta
 from drope.commands.options import Flag, Loading, Several, Tokens
 from drope.errors import InputError
@@ -85,6 +87,12 @@ class Measuring:
         return EvaluationConfig(**values, seed=seed)
 
 
+def measured_lengths(config: EvaluationConfig, context: int) -> list[int]:
+    """Every length in tokens at which methods will run."""
+    _, lengths, documents = config.resolved(context)
+    return sorted({*(lengths if config.tasks else ()), *documents})
+
+
 MeasuringFlags = Annotated[Measuring, Parameter(name="*", group=Group("What to measure", sort_key=20))]
 NO_MEASURING = Measuring()
 
@@ -99,21 +107,28 @@ def entry(
     loading: Loading,
     temperature: Path | None,
     rotating: tuple[str, ...],
+    lengths: Sequence[int],
     free: tuple[str, ...] = ("drope",),
-) -> Entry:
-    """Load one model with the methods to run on it: `rotating` if it has rotary positions, `free` if it has none."""
-    from drope.evaluation import Entry
-    from drope.models import is_position_free, load
-    from drope.positions import get
+) -> tuple[Entry, dict[str, str]]:
+    """Load one model with the methods to run on it: `rotating` if it has rotary positions, `free` if it has none.
 
+    What cannot be run is found out from the configuration, before the weights load. Returns also what of `all` is left
+    out, name -> reason.
+    """
+    from drope.evaluation import Entry
+    from drope.models import is_position_free, load, load_config
+
+    config = load_config(source, revision=loading.revision, trust_remote_code=loading.trust_remote_code)
+    chosen = choose(source, config, rotating, lengths, free)
+    if not chosen.methods:
+        raise InputError("--methods", " ".join(rotating), "a method that this model can run", str(chosen.skipped))
     loaded = load(source, **loading.options())
     if loaded.tokenizer is None:
         raise InputError("model", source, "a checkpoint with a tokenizer")
     bare = is_position_free(loaded.model)
-    methods = [get(name) for name in (free if bare else rotating)]
-    if bare and (refused := [m.name for m in methods if m.name not in ("drope", "nope")]):
-        raise InputError("--methods", " ".join(refused), "drope or nope", f"{source} has no rotary positions to scale.")
-    return Entry(loaded.model, loaded.tokenizer, methods, fitted(temperature, source) if temperature and bare else None)
+    chosen = with_factors(chosen, loaded.model, loaded.tokenizer, lengths)
+    fit = fitted(temperature, source) if temperature and bare else None
+    return Entry(loaded.model, loaded.tokenizer, chosen.methods, fit), chosen.skipped
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,14 @@ from drope.results import Measurement, mean_interval
 
 
 def run_documents(
-    model, ids: np.ndarray, log: Path, *, bins: int = 32, batch_tokens: int = 16384, title: str = "Perplexity"
+    model,
+    ids: np.ndarray,
+    log: Path,
+    *,
+    bins: int = 32,
+    batch_tokens: int = 16384,
+    title: str = "Perplexity",
+    crop: int | None = None,
 ) -> list[dict[str, Any]]:
     """Loss of each document in equal stretches of positions; finished documents are read back from `log`.
 
@@ -27,6 +34,7 @@ def run_documents(
     ----------
     ids : (documents, T), see `windows`
     log : JSON lines: index, digest of the document, mean loss of each of the `bins` stretches (nats per token)
+    crop : no prediction sees more than the last `crop` tokens (see `cropped_losses`); None: each sees all before it
     """
     edges = bin_edges(ids.shape[1], bins)
     digests = [hashlib.sha256(row.astype("<i4").tobytes()).hexdigest()[:16] for row in ids]
@@ -36,13 +44,15 @@ def run_documents(
         if r["index"] in range(len(ids)) and r["digest"] == digests[r["index"]] and len(r["losses"]) == len(edges) - 1
     }
     todo = [i for i in range(len(ids)) if i not in records]
-    rows = max(1, batch_tokens // ids.shape[1])
+    rows = max(1, batch_tokens // (crop or ids.shape[1]))
     device = model.get_input_embeddings().weight.device
     with track(title, total=len(ids), unit="documents") as bar, evaluating(model):
         bar.advance(len(records))
         for start in range(0, len(todo), rows):
             part = todo[start : start + rows]
-            losses = token_losses(model, torch.from_numpy(ids[part]).to(device)).double().cpu().numpy()
+            chosen = torch.from_numpy(ids[part]).to(device)
+            found = token_losses(model, chosen) if crop is None else cropped_losses(model, chosen, crop)
+            losses = found.double().cpu().numpy()
             new = [
                 {
                     "index": i,
@@ -55,6 +65,21 @@ def run_documents(
             records.update((r["index"], r) for r in new)
             bar.advance(len(part), f"loss {float(losses.mean()):.3f}")
     return [records[i] for i in range(len(ids))]
+
+
+def cropped_losses(model, ids: torch.Tensor, crop: int) -> torch.Tensor:
+    """Losses as `token_losses`, in windows of `crop` tokens: each prediction sees crop/2 to crop - 1 tokens before it.
+
+    ids : (B, T); returns float32 (B, T - 1)
+    """
+    tokens = ids.shape[1]
+    parts = [token_losses(model, ids[:, :crop])]
+    done = min(crop, tokens)
+    while done < tokens:
+        end = min(done + max(1, crop // 2), tokens)
+        parts.append(token_losses(model, ids[:, end - crop : end], last=end - done))
+        done = end
+    return torch.cat(parts, dim=1)
 
 
 def bin_edges(length: int, bins: int) -> list[int]:

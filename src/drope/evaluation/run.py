@@ -82,6 +82,7 @@ def compare(
     reference: str = "drope",
     model_name: str | None = None,
     command: str = "drope evaluate",
+    skipped: Mapping[str, str] | None = None,
 ) -> Results:
     """Measure every method of every entry on the same trials and write `out/results.json` and `out/samples/`.
 
@@ -91,6 +92,7 @@ def compare(
     Parameters
     ----------
     models : name -> Entry, or (model, tokenizer, methods[, temperature])
+    skipped : methods that were asked for but not run, with the reason; kept in meta["skipped"]
     reference : method that all others are tested against, pairwise by trial (McNemar, exact); rows in meta["paired"]
     """
     entries = {name: e if isinstance(e, Entry) else Entry(*e) for name, e in models.items()}
@@ -100,6 +102,7 @@ def compare(
     measured, hits = _run(entries, config, out / "samples", context, keep=True)
     settings = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items()}
     meta = {**describe_run(command, config.seed), "evaluation": settings, "paired": mcnemar_rows(hits, reference)}
+    meta |= {"skipped": dict(skipped)} if skipped else {}
     results = Results(model_name or next(iter(entries)), context, measured, meta=meta)
     results.save(out / "results.json")
     return results
@@ -143,11 +146,13 @@ def _run(entries: dict[str, Entry], config: EvaluationConfig, folder: Path, cont
     for length in document_lengths:
         for label, name, entry, method in plan:
             ids = documents[id(entry.tokenizer), length]
-            with _applied(entry, method, length) as details:
+            crop = method.requirements(rope_shape(entry.model.config), length).crop
+            with _applied(entry, method, crop or length) as details:
                 key = fingerprint([keys[name], method.name, method.settings(), details, length, config.perplexity_bins])
                 records = perplexity.run_documents(
                     entry.model, ids, folder / f"{label}-perplexity-{length}-{key}.jsonl", bins=config.perplexity_bins,
                     batch_tokens=config.batch_tokens, title=f"{label} perplexity {format_count(length)}",
+                    crop=crop,
                 )  # fmt: skip
             details |= {"model": name, "documents": "held-out texts, concatenated"}
             measured += perplexity.measurements(records, label, length, config.perplexity_bins, details)

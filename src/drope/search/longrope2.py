@@ -89,39 +89,48 @@ def search_longrope2(
     config: SearchConfig | None = None,
     *,
     cache_dir: str | Path | None = None,
+    search: bool = True,
 ) -> SearchResult:
     """Search the factors of LongRoPE2 for one model and target length; the model comes back as it was.
 
     Found factors are kept on disk under the model's weights, the target and the settings, and taken from there the
     next time without running the model. An interrupted search goes on where it stopped.
 
+    Without `config` the most thorough factors that are kept for this model and target serve, whatever the settings
+    they were searched with; where there are none, the paper's settings are used.
+
     Parameters
     ----------
     length : target L in tokens, above the model's C_train
     cache_dir : by default the folder `longrope2` of drope's cache
+    search : False takes kept factors only, and raises where there are none
 
     Raises
     ------
     InputError : a target within the context, a haystack too short, a model without rotation
     """
+    from drope.data.haystack import haystack
     from drope.data.packing import default_cache
     from drope.evaluation.run import weights_key
     from drope.models import is_position_free, rope_shape
 
-    config = config or SearchConfig()
     if is_position_free(model):
         raise InputError("model", type(model).__name__, "a model that rotates", "Without rotation nothing is rescaled.")
     shape = rope_shape(model.config)
     if length <= shape.context:
         raise InputError("length", length, f"a target above the model's context of {shape.context} tokens")
     folder = Path(cache_dir) if cache_dir else default_cache() / "longrope2"
-    own = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "batch_tokens"}
-    key = fingerprint(
-        [_VERSION, weights_key(model), asdict(shape), length, own, _text_key(config.haystack), _vocabulary(tokenizer)]
-    )
+    own = fingerprint([_VERSION, weights_key(model), asdict(shape), _scale(model), _vocabulary(tokenizer)])
+    if config is None and (known := _most_thorough(folder, f"{own}-{length}-*.json", shape)) is not None:
+        return known
+    config = config or SearchConfig()
+    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "batch_tokens"}
+    key = f"{own}-{length}-{fingerprint([settings, haystack(config.haystack)])}"
     path = folder / f"{key}.json"
     if (kept := _kept(path, shape)) is not None:
         return kept
+    if not search:
+        raise InputError("longrope2", f"no factors for {length} tokens", "a model whose factors were searched before")
     result = _search(model, tokenizer, shape, length, config, folder / f"{key}.candidates.jsonl")
     write_json(path, result.to_dict())
     return result
@@ -134,14 +143,17 @@ def longrope2_method(
     config: SearchConfig | None = None,
     *,
     cache_dir: str | Path | None = None,
+    search: bool = True,
 ) -> LongRoPE2:
     """LongRoPE2 with factors for each of `lengths` beyond the model's context, searched or taken from the cache."""
     from drope.models import rope_shape
 
-    config = config or SearchConfig()
     beyond = sorted({n for n in lengths if n > rope_shape(model.config).context})
-    found = {n: search_longrope2(model, tokenizer, n, config, cache_dir=cache_dir).factors for n in beyond}
-    return LongRoPE2(found or None, config.attention_factor)
+    found = [search_longrope2(model, tokenizer, n, config, cache_dir=cache_dir, search=search) for n in beyond]
+    factors = {result.settings.get("attention_factor", 1.0) for result in found}
+    if len(factors) > 1:
+        raise InputError("attention_factor", sorted(map(str, factors)), "one for all lengths", "Search them anew.")
+    return LongRoPE2({r.target: r.factors for r in found} or None, *factors)
 
 
 def needle_documents(tokenizer: Any, length: int, config: SearchConfig) -> Samples:
@@ -214,10 +226,21 @@ def _kept(path: Path, shape: RopeShape) -> SearchResult | None:
     return result if len(result.factors) == shape.pairs else None
 
 
-def _text_key(spec: str) -> str:
-    from drope.data.haystack import haystack
+def _most_thorough(folder: Path, pattern: str, shape: RopeShape) -> SearchResult | None:
+    """Of the kept results that match, the one that measured most candidates on most documents."""
+    found = [kept for path in sorted(folder.glob(pattern)) if (kept := _kept(path, shape)) is not None]
+    return max(found, key=lambda r: r.evaluations * int(r.settings.get("documents", 1)), default=None)
 
-    return fingerprint(haystack(spec))
+
+def _scale(model: Any) -> float:
+    """The temperature that is set on the model, which factors depend on."""
+    from drope.errors import UnsupportedModelError
+    from drope.models.logit_scale import logit_scale
+
+    try:
+        return logit_scale(model)
+    except UnsupportedModelError:
+        return 1.0
 
 
 def _vocabulary(tokenizer: Any) -> str:
