@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from drope import models
 from drope.errors import InputError
 from drope.evaluation.samples import Samples
+from drope.models import set_logit_scale
 from drope.positions import NTK, PI, LongRoPE2, RopeShape
 from drope.positions.longrope2 import compose
 from drope.search import SearchConfig, SearchResult, longrope2_method, search_longrope2
@@ -173,6 +175,18 @@ def test_found_factors_are_taken_from_the_cache_without_running_the_model(model,
         search_longrope2(model, tokenizer, TARGET, changed, cache_dir=tmp_path)
         assert passes
         passes.clear()
+    thorough = SearchConfig(population=6, generations=3, documents=2)
+    best = search_longrope2(model, tokenizer, TARGET, thorough, cache_dir=tmp_path)
+    passes.clear()
+    assert search_longrope2(model, tokenizer, TARGET, cache_dir=tmp_path) == best  # whatever is known serves
+    assert longrope2_method(model, tokenizer, [TARGET], cache_dir=tmp_path, search=False) == best.method()
+    with pytest.raises(InputError, match="searched before"):
+        search_longrope2(model, tokenizer, TARGET, replace(SMALL, seed=5), cache_dir=tmp_path, search=False)
+    assert not passes
+    set_logit_scale(model, 1.5)
+    with pytest.raises(InputError, match="searched before"):
+        search_longrope2(model, tokenizer, TARGET, cache_dir=tmp_path, search=False)
+    set_logit_scale(model, 1.0)
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     search_longrope2(model, tokenizer, TARGET, SMALL, cache_dir=tmp_path)
