@@ -96,15 +96,15 @@ def proposition_33(stack: Stack, length: int) -> Statement:
             gq, gk = torch.autograd.grad(value, (q, k), retain_graph=True)
             mean_c, mean_s = ((a * y).sum(-1, keepdim=True) for y in (c, scores))
             cov = float((a * (c - mean_c) * (scores - mean_s)).sum() / length)
-            own = {n: weights[n].unflatten(0, (stack.heads, -1))[h] for n in "qk"}
+            size = {n: float(weights[n].unflatten(0, (stack.heads, -1))[h].norm()) or 1.0 for n in "qk"}
             direct = float((a.square().sum(-1) - 1 / counts).mean())
             checks += [
                 Check("A^c", float(value.detach()), 1e-12, at_least=True),
                 Check("|A^c − (1/T) Σ (Σ α² − 1/i)|", abs(float(value.detach()) - direct), _ZERO),
                 Check("|⟨W_Q, ∂W_Q⟩ − Cov|", abs(float((weights["q"] * gq).sum()) - cov), _ZERO),
                 Check("|⟨W_K, ∂W_K⟩ − Cov|", abs(float((weights["k"] * gk).sum()) - cov), _ZERO),
-                Check("‖∂W_Q‖", float(gq.norm()), cov / float(own["q"].norm()), at_least=True),
-                Check("‖∂W_K‖", float(gk.norm()), cov / float(own["k"].norm()), at_least=True),
+                Check("‖∂W_Q‖", float(gq.norm()), cov / size["q"], at_least=True),
+                Check("‖∂W_K‖", float(gk.norm()), cov / size["k"], at_least=True),
                 Check("lower bound of the gradient", cov, 1e-12, at_least=True),
             ]
         layers.append(tuple(checks))
