@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import threading
 import time
@@ -14,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from drope.errors import DropeError
 from drope.files import write_text
+from drope.training import processes
+from drope.training.divergence import Watch
 
 if TYPE_CHECKING:
     from drope.progress import Bar
+    from drope.training.config import RecalibrationConfig
+    from drope.training.plan import Plan
     from drope.training.trainer import RecalibrationTrainer
 
 
@@ -54,11 +56,6 @@ class History(TrainerCallback):
         assert self.trainer is not None
         row = self._row(state)
         row.update(self.trainer.mean_losses())
-        if not math.isfinite(row["loss"]):
-            raise DropeError(
-                f"The loss is {row['loss']} after {row['tokens']:,} tokens. Start again, in another folder, with a "
-                "lower learning_rate or a longer warmup."
-            )
         row["learning_rate"] = logs["learning_rate"]
         row["tokens_per_second"] = round(self._steps * self.step_tokens / max(self._seconds, 1e-9), 1)
         self._note = f"loss {row['loss']:.3f}"
@@ -83,13 +80,26 @@ class History(TrainerCallback):
         self._seconds, self._steps, self._began = 0.0, 0, time.perf_counter()
 
 
+class DivergenceCallback(TrainerCallback):
+    """Looks at the loss of every step, before its checkpoint is written; raises `Diverged`."""
+
+    def __init__(self, config: RecalibrationConfig, plan: Plan):
+        self.watch = Watch(config.spike, plan.fade_steps)
+        self.trainer: RecalibrationTrainer | None = None  # set once it exists
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self.trainer is not None
+        self.watch.see(state.global_step, self.trainer.step_loss())
+
+
 class StopCallback(TrainerCallback):
     """Ends a run after the current step, with a checkpoint, once `requested` is set."""
 
     requested = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        if self.requested and state.global_step < state.max_steps:
+        # Processes hear of a signal in different steps, and all must stop after the same one.
+        if processes.any_of(self.requested) and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
         return control

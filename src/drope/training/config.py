@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Schedule = Literal["cosine", "wsd", "constant"]
 Optimizer = Literal["adamw", "muon"]
 Precision = Literal["auto", "bf16", "float32"]
+OnDivergence = Literal["stop", "rollback"]
 Fade = Literal["lowest_first", "linear"]
 
 LARGEST_BATCH = 1 << 20  # tokens a step: the paper's
@@ -34,6 +35,7 @@ _RESERVED = {
     "resume_from_checkpoint": "resume", "save_only_model": "resume", "use_cpu": "the model's device",
     "full_determinism": "seed", "load_best_model_at_end": "tokens", "label_smoothing_factor": "distill",
     "logging_strategy": "the history", "logging_steps": "the history", "use_liger_kernel": "precision",
+    "logging_nan_inf_filter": "on_divergence",
 }  # fmt: skip
 
 
@@ -61,6 +63,9 @@ class RecalibrationConfig:
     fade : None drops the rotation at once; `lowest_first` takes frequencies out one after the other, the lowest first;
         `linear` scales all of them down together
     fade_share : share of the run over which it fades
+    on_divergence : what to do when the loss is not finite or leaps: `stop`, or `rollback` to the last good checkpoint
+        and go on at half the rate, at most three times
+    spike : nats per token above the loss of the last 50 steps that are a leap; 0: only what is not finite is one
     mixed_window : for a control run: train at a longer target, in part under a rescaled rotation (LongRoPE2)
     training_arguments : further fields of `transformers.TrainingArguments`
 
@@ -92,6 +97,8 @@ class RecalibrationConfig:
     fade: Fade | None = None
     fade_share: float = 0.3
     text_field: str = "text"
+    on_divergence: OnDivergence = "stop"
+    spike: float = 2.0
     mixed_window: MixedWindow | None = None
     training_arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -106,6 +113,7 @@ class RecalibrationConfig:
         self._choices("schedule", Schedule)
         self._choices("optimizer", Optimizer)
         self._choices("precision", Precision)
+        self._choices("on_divergence", OnDivergence)
         if self.fade is not None:
             self._choices("fade", Fade)
         if self.learning_rate is not None:
@@ -117,6 +125,7 @@ class RecalibrationConfig:
         self._range("distill", least=0, most=1)
         self._range("temperature", above=0)
         self._range("fade_share", above=0, below=1)
+        self._range("spike", least=0)
         self._whole("seed", 0)
         self._whole("eval_blocks", 0)
         if self.micro_batch != "auto":

@@ -11,6 +11,7 @@ import torch
 
 from drope.errors import InputError
 from drope.training.config import LARGEST_BATCH, WSD_DECAY, RecalibrationConfig
+from drope.training.processes import count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
@@ -74,6 +75,7 @@ class Plan:
             "logging_strategy": "steps", "logging_steps": max(1, self.steps // _LOG_ROWS), "logging_first_step": True,
             "save_strategy": "steps", "save_steps": every["save"], "save_total_limit": 2,
             "eval_strategy": "steps" if evaluates else "no", "eval_steps": every["eval"], "eval_on_start": evaluates,
+            "logging_nan_inf_filter": False,
             "remove_unused_columns": False, "report_to": "none", "disable_tqdm": True, "use_cpu": device.type == "cpu",
         }  # fmt: skip
         try:
@@ -114,12 +116,8 @@ def make_plan(
         raise InputError("tokenizer", f"of {len(tokenizer)} tokens", f"one of at most the model's {rows}")
     if teacher is not None and teacher.config.get_text_config(decoder=True).vocab_size != rows:
         raise InputError("teacher", type(teacher).__name__, f"a model with the same vocabulary of {rows} tokens")
-    processes = _processes()
-    batch = config.batch_tokens or min(LARGEST_BATCH, max(config.tokens // 500, context * processes))
-    step_blocks = batch // context // processes * processes
-    if not step_blocks:
-        least = f"at least one block of {context} tokens" + (f" for each of {processes} processes" * (processes > 1))
-        raise InputError("batch_tokens", batch, least)
+    processes = count()
+    step_blocks = _step_blocks(config, context, processes, record)
     steps = config.tokens // (step_blocks * context)
     if not steps:
         raise InputError("tokens", config.tokens, f"at least one step of {step_blocks * context} tokens")
@@ -133,11 +131,13 @@ def make_plan(
     share = step_blocks // processes
     if config.micro_batch != "auto":
         micro = config.micro_batch
-    elif record is not None:  # sums in another order differ in their last bits: a resumed run keeps what it had
+    elif (
+        record is not None and record["settings"].get("processes", 1) == processes
+    ):  # sums in another order differ in their last bits: a resumed run keeps what it had
         micro = int(record["settings"].get("micro_batch") or 1)
     else:
         micro = _micro_batch(model, teacher, context, share, precision)
-    if share % micro and record is None:
+    if share % micro:
         raise InputError("micro_batch", micro, f"a divisor of the {share} blocks of a step")
     fade = min(max(1, round(config.fade_share * steps)), steps - 1) if config.fade and not control else 0
     return Plan(context, step_blocks, steps, micro, rate, warmup, fade, precision, processes)
@@ -147,10 +147,24 @@ def _embedded(model: Any) -> int:
     return model.get_input_embeddings().weight.shape[0]
 
 
-def _processes() -> int:
-    import os
-
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def _step_blocks(config: RecalibrationConfig, context: int, processes: int, record: dict[str, Any] | None) -> int:
+    """Blocks of one step; a resumed run keeps those that it had, whatever the number of processes."""
+    each = f" for each of {processes} processes" * (processes > 1)
+    if record is not None and config.batch_tokens is None:
+        blocks = int(record["settings"].get("step_blocks") or 0)
+    elif config.batch_tokens is None:
+        batch = min(LARGEST_BATCH, max(config.tokens // 500, context * processes))
+        blocks = batch // context // processes * processes
+    else:
+        blocks = config.batch_tokens // context
+    if blocks < processes:
+        raise InputError("batch_tokens", config.batch_tokens, f"at least one block of {context} tokens{each}")
+    if blocks % processes:
+        raise InputError(
+            "batch_tokens", config.batch_tokens or blocks * context, f"as many blocks of {context} tokens{each}",
+            f"These are {blocks} blocks a step; take a batch or a number of processes that divides.",
+        )  # fmt: skip
+    return blocks
 
 
 def _precision(device: torch.device) -> str:

@@ -15,7 +15,9 @@ from drope.errors import DropeError
 
 T = TypeVar("T")
 
-_LONGEST_WAIT = timedelta(days=7)  # others wait while the first tokenises; a dead process ends the others by its launcher
+_LONGEST_WAIT = timedelta(
+    days=7
+)  # others wait while the first tokenises; a dead process ends the others by its launcher
 _waiting: Any = None  # a gloo group of its own, for waits that NCCL would take for a hang
 
 
@@ -137,6 +139,6 @@ def agreed(values: dict[str, Any]) -> None:
         found = [theirs.get(name) for theirs in everyones]
         if any(value != found[0] for value in found):
             raise DropeError(
-                f"The processes of this run differ in {name}: {', '.join(map(str, found))}. Give every machine the same "
-                "files, versions and command."
+                f"The processes of this run differ in {name}: {', '.join(map(str, found))}. Give every machine "
+                "the same files, versions and command."
             )

@@ -2,7 +2,10 @@
 
 out/recalibration.json   the settings, for telling a resumed run from another
 out/history.jsonl        loss, held-out loss, learning rate and speed over tokens
-out/checkpoints/         the Trainer's; `resume=True` goes on from the last whole one
+out/checkpoints/         the Trainer's; `resume=True` goes on from the newest whole one
+out/rollbacks.json       where a diverging run went back to a checkpoint, and its rate from there on
+
+Under `torchrun` or `accelerate launch` all processes call this alike, and the first one writes.
 """
 
 from __future__ import annotations
@@ -10,12 +13,15 @@ from __future__ import annotations
 import copy
 import json
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drope.errors import DropeError, InputError, Interrupted
+from drope.training import processes
 from drope.training.config import RecalibrationConfig
+from drope.training.divergence import Diverged, Rollbacks
 from drope.training.record import claim, read_record, weights_digest
 
 if TYPE_CHECKING:
@@ -77,24 +83,30 @@ def recalibrate(
     ------
     InputError : a setting, the data or `out` cannot be used; a resumed run has other settings (names the first)
     Interrupted : SIGINT or SIGTERM; a checkpoint was written and the message says how to go on
-    DropeError : the disk is full, the loss is not finite, a checkpoint is damaged, or memory does not suffice
+    DropeError : the disk is full, the loss diverges, memory does not suffice, or processes of one run differ
     """
     from drope.data.packing import pack
     from drope.models.shape import stops_rotation
     from drope.training.plan import make_plan
 
     out = Path(out)
-    record = read_record(out, resume)
+    processes.start(model.device)
+    record = processes.by_first(lambda: read_record(out, resume))
     if config.fade and not control and stops_rotation(model.config):
         allowed = "none for a checkpoint that is position free already"
         raise InputError("fade", config.fade, allowed, "Start from the original to fade.")
     if teacher is None and config.distill:
         teacher = _own_teacher(model)
     plan = make_plan(model, tokenizer, config, teacher, record, control)
+    plan = replace(plan, micro_batch=min(processes.gathered(plan.micro_batch)))
     amount = plan.steps * plan.step_blocks * plan.context
     packing: dict[str, Any] = {"cache_dir": cache_dir, "seed": config.seed, "text_field": config.text_field}
-    blocks = pack(config.data, tokenizer, plan.context, tokens=amount, **packing)
-    heldout = _heldout(config, tokenizer, plan.context, packing)
+    blocks, heldout = processes.first_then_all(
+        lambda: (
+            pack(config.data, tokenizer, plan.context, tokens=amount, **packing),
+            _heldout(config, tokenizer, plan.context, packing),
+        )
+    )
     data = {
         "spec": str(config.data),
         "fingerprint": blocks.fingerprint,
@@ -106,13 +118,41 @@ def recalibrate(
         settings["mixed_window"] = config.mixed_window.to_dict()
     settings |= {"weights": weights_digest(model), "teacher": weights_digest(teacher) if config.distill else None}
     settings = json.loads(json.dumps(settings, default=str))
-    run = claim(out, settings, record)
+    processes.agreed(settings)
+    run = processes.by_first(lambda: claim(out, settings, record))
 
     with _borrowed(model, control, bool(config.fade)):
-        history = _train(model, config, plan, blocks, heldout, teacher, out, run, control, resume)
+        history = _train_through(model, config, plan, blocks, heldout, teacher, out, run, control, resume)
     tokens = plan.steps * plan.step_blocks * plan.context
     checkpoint = out / "checkpoints" / f"checkpoint-{plan.steps}"
     return RecalibrationResult(model, history, tokens, plan.steps, data, checkpoint, settings)
+
+
+def _train_through(
+    model: PreTrainedModel,
+    config: RecalibrationConfig,
+    plan: Plan,
+    blocks: Blocks,
+    heldout: Blocks | None,
+    teacher: PreTrainedModel | None,
+    out: Path,
+    run: str,
+    control: bool,
+    resume: bool,
+) -> list[dict[str, Any]]:
+    """`_train`, and again from the last good checkpoint at a lower rate where the loss diverges, if asked for."""
+    wanted = config.on_divergence == "rollback"
+    rollbacks = Rollbacks.read(out)
+    begin = {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()} if wanted else {}
+    while True:
+        try:
+            return _train(model, config, plan, blocks, heldout, teacher, out, run, control, resume, rollbacks)
+        except Diverged as error:
+            if not wanted:
+                raise DropeError(error.advice(config, plan)) from None
+            rollbacks = processes.by_first(partial(rollbacks.add, out, run, error, config, plan))
+            model.load_state_dict(begin)
+            resume = True
 
 
 def _train(
@@ -126,6 +166,7 @@ def _train(
     run: str,
     control: bool,
     resume: bool,
+    rollbacks: Rollbacks,
 ) -> list[dict[str, Any]]:
     """Run the Trainer; the rows of the history."""
     import torch
@@ -133,18 +174,21 @@ def _train(
 
     from drope import models
     from drope.progress import track
-    from drope.training.callbacks import History, StopCallback
+    from drope.training.callbacks import DivergenceCallback, History, StopCallback
+    from drope.training.checkpoints import newest_whole
     from drope.training.fade import FadeCallback
     from drope.training.mixed_window import Windows
-    from drope.training.trainer import RecalibrationTrainer, checkpoints
+    from drope.training.trainer import RecalibrationTrainer
 
     folder = out / "checkpoints"
-    last = checkpoints(folder, run)[-1:] if resume else []
+    last = processes.by_first(lambda: newest_whole(folder, run)) if resume else None
     label = "Training the control" if control else "Recalibrating"
     with track(label, plan.steps * plan.step_tokens, "tokens") as bar:
         history = History(out / "history.jsonl", plan.step_tokens, bar)
         stop = StopCallback()
-        callbacks: list[Any] = [history, stop]
+        # The watch looks at a step's loss before it is logged, and before its checkpoint is written.
+        watch = DivergenceCallback(config, plan)
+        callbacks: list[Any] = [watch, history, stop]
         if config.fade and not control:
             callbacks.append(FadeCallback(model, config.fade, plan.fade_steps))
         windows = None
@@ -156,13 +200,13 @@ def _train(
             train_dataset=blocks.dataset, eval_dataset=heldout.dataset if heldout else None,
             data_collator=lambda rows: {k: torch.stack([row[k] for row in rows]) for k in ("input_ids", "trained")},
             config=config, teacher=teacher if config.distill else None, autocast=plan.autocast, run=run,
-            windows=windows,
+            windows=windows, rate_factor=rollbacks.factor,
         )  # fmt: skip
         trainer.pop_callback(PrinterCallback)
-        history.trainer = trainer
-        with stop.listening(), _training_errors(last), windows.until_done() if windows else nullcontext():
-            trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
-        history.trainer = None  # the cycle would keep the optimizer's state in memory
+        history.trainer = watch.trainer = trainer
+        with stop.listening(), _training_errors(), windows.until_done() if windows else nullcontext():
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        history.trainer = watch.trainer = None  # the cycle would keep the optimizer's state in memory
         if model.device.type != "cpu":
             trainer.accelerator.free_memory()
     if config.fade and not control:
@@ -210,9 +254,8 @@ def _borrowed(model: PreTrainedModel, control: bool, fades: bool) -> Iterator[No
 
 
 @contextmanager
-def _training_errors(last: list[Path]) -> Iterator[None]:
+def _training_errors() -> Iterator[None]:
     import torch
-    from safetensors import SafetensorError
 
     try:
         yield
@@ -220,12 +263,6 @@ def _training_errors(last: list[Path]) -> Iterator[None]:
         raise DropeError(
             "The device's memory does not suffice. Set micro_batch to fewer blocks (1 at least), or pass "
             "training_arguments gradient_checkpointing=True."
-        ) from error
-    except (SafetensorError, EOFError) as error:
-        if not last:
-            raise
-        raise DropeError(
-            f"{last[0].name} is damaged ({error}). Delete this folder and resume: the checkpoint before it is taken."
         ) from error
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # What may change on resume: it decides when something is written, not what is computed.
-_FREE = ("save_every", "eval_every", "eval_blocks")
+_FREE = ("save_every", "eval_every", "eval_blocks", "on_divergence", "spike")
+# On another number of processes the same samples make each step; sums in another order differ in their last bits.
+_FREE_ELSEWHERE = ("processes", "micro_batch")
 
 
 def read_record(out: Path, resume: bool) -> dict[str, Any] | None:
@@ -44,8 +46,10 @@ def read_record(out: Path, resume: bool) -> dict[str, Any] | None:
 def claim(out: Path, settings: dict[str, Any], record: dict[str, Any] | None) -> str:
     """Compare with the run that is resumed, or begin a record; the run's identity."""
     if record is not None:
+        moved = settings["processes"] != record["settings"].get("processes", 1)
+        free = _FREE + _FREE_ELSEWHERE * moved
         for name, theirs in record["settings"].items():
-            if name not in _FREE and settings.get(name) != theirs:
+            if name not in free and settings.get(name) != theirs:
                 raise InputError(
                     name, settings.get(name), f"{theirs!r}, as in the run that is to go on",
                     "Give the old setting, or start a new run in another folder.",

@@ -39,6 +39,7 @@ class RecalibrationTrainer(Trainer):
     teacher : the RoPE original, if its logits are part of the objective
     autocast : dtype of the computation over float32 weights; None: as the weights are
     run : identity of the run, kept in its checkpoints
+    rate_factor : from the number of a step to what its learning rate is multiplied with
     windows : decides the rotation and the window of each micro batch, in mixed-window training
     """
 
@@ -53,11 +54,13 @@ class RecalibrationTrainer(Trainer):
         teacher: Any,
         autocast: torch.dtype | None,
         run: str,
+        rate_factor: Any = None,
         windows: Windows | None = None,
         **kwargs: Any,
     ):
         self.windows = windows
         self.config, self.teacher, self.autocast, self.run = config, teacher, autocast, run
+        self.rate_factor = rate_factor
         super().__init__(*args, **kwargs)
         self.loss_is_scaled_for_ga = True  # ours is a micro batch's share of the mean of the whole batch
         self._head = linear_head(self.model)
@@ -66,7 +69,7 @@ class RecalibrationTrainer(Trainer):
             teacher.to(self.args.device).eval()
             self._teacher_head = linear_head(teacher)
         self._hidden: list[Tensor] = []
-        # Sums over tokens: loss, cross entropy, divergence, how many; of the step, and since the last row of the history.
+        # Sums over tokens (loss, cross entropy, divergence, how many) of the step, and since the history's last row.
         self._sums = torch.zeros(4, device=self.args.device, dtype=torch.float64)
         self._logged = [0.0] * 4
 
@@ -129,7 +132,7 @@ class RecalibrationTrainer(Trainer):
         return losses
 
     def _whole_head(self) -> tuple[Tensor, Tensor | None] | None:
-        """Weight and bias of the output layer, gathered where they are sharded (FSDP2); None: the model's own logits."""
+        """Weight and bias of the output layer, gathered from shards (FSDP2); None: use the model's logits."""
         if self._head is None or is_deepspeed_zero3_enabled():  # under ZeRO-3 a weight exists inside its layer only
             return None
         weight, bias = self._head.weight, self._head.bias
@@ -178,6 +181,13 @@ class RecalibrationTrainer(Trainer):
             settings = (self.args.learning_rate, self.config.weight_decay, self.config.betas, self.config.eps)
             self.optimizer = muon_adamw(model, *settings, decayed)
         return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
+        if self.rate_factor is not None and scheduler is not None:
+            for i, shape in enumerate(scheduler.lr_lambdas):
+                scheduler.lr_lambdas[i] = lambda step, shape=shape: shape(step) * self.rate_factor(step)
+        return scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         blocks: Any = self.train_dataset if train_dataset is None else train_dataset
