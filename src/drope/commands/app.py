@@ -15,6 +15,7 @@ COMMANDS = {
     "convert": "Drop the rotary embeddings of a model and write it as a stock checkpoint. No training.",
     "recalibrate": "Drop the rotary embeddings and train briefly at the original context, to recover the model.",
     "temperature": "Fit the softmax temperature β for each target length on held-out text.",
+    "longrope2": "Search the rescale factors of LongRoPE2 for one model, by the perplexity of a distant needle.",
     "evaluate": "Measure one model: needles in haystacks, and perplexity by position.",
     "compare": "Measure several models and methods on the same trials, and write a report.",
     "analyze": "Show what positions do in a model: heads, frequencies, gradients, and what recalibration changed.",

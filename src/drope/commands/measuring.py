@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ from drope.quantities import parse_target
 
 if TYPE_CHECKING:
     from drope.evaluation import Entry, EvaluationConfig
+    from drope.positions.temperatures import Temperature
 
 # What a model without recalibration is shown as; a position-free one has no positions to scale.
 ROPE_METHODS = ("rope", "pi", "ntk", "dynamic_ntk", "yarn", "nope")
@@ -117,6 +117,7 @@ def entry(
     """
     from drope.evaluation import Entry
     from drope.models import is_position_free, load, load_config
+    from drope.positions.temperatures import Temperature, Tempered
 
     config = load_config(source, revision=loading.revision, trust_remote_code=loading.trust_remote_code)
     chosen = choose(source, config, rotating, lengths, free)
@@ -127,8 +128,10 @@ def entry(
         raise InputError("model", source, "a checkpoint with a tokenizer")
     bare = is_position_free(loaded.model)
     chosen = with_factors(chosen, loaded.model, loaded.tokenizer, lengths)
-    fit = fitted(temperature, source) if temperature and bare else None
-    return Entry(loaded.model, loaded.tokenizer, chosen.methods, fit), chosen.skipped
+    methods, fit = chosen.methods, fitted(temperature, source) if temperature and bare else None
+    if isinstance(fit, Temperature):  # of position or head: part of the method
+        methods, fit = [Tempered(method, fit) for method in methods], None
+    return Entry(loaded.model, loaded.tokenizer, methods, fit), chosen.skipped
 
 
 @dataclass(frozen=True)
@@ -142,14 +145,14 @@ class Fitted:
         return self.fit.beta(length) / self.folded
 
 
-def fitted(path: Path, source: str) -> Fitted:
-    """The fit that `drope temperature --out` wrote, for the checkpoint `source`."""
-    from drope.temperature import TemperatureFit
+def fitted(path: Path, source: str) -> Fitted | Temperature:
+    """The fit that `drope temperature --out` wrote, for the checkpoint `source`: β(length), or another form."""
+    from drope.temperature import FormFit, read_fit
 
-    try:
-        fit = TemperatureFit.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            "--temperature", str(path), "a file that `drope temperature --out` wrote", str(error)
-        ) from error
-    return Fitted(fit, folded_beta(source))
+    fit, folded = read_fit(path), folded_beta(source)
+    if not isinstance(fit, FormFit):
+        return Fitted(fit, folded)
+    if folded != 1:
+        allowed = f"a fit of β(s) for a checkpoint with a temperature in its weights (β = {folded:.3g})"
+        raise InputError("--temperature", fit.form, allowed, "Take the model that it was made from, which has none.")
+    return fit.temperature
