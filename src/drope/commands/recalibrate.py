@@ -29,6 +29,8 @@ app = App(
   drope recalibrate bundled --data stdlib --tokens 2M --recipe fast --out out/fast
   # the control: RoPE kept, the same tokens
   drope recalibrate org/model --data text/ --tokens 5B --control --out out/control
+  # the control in LongRoPE2's way: mixed windows of 1x and 8x
+  drope recalibrate org/model --data text/ --tokens 5B --control --mixed-window longrope2 --to 8x --out out/longrope2
   # after an interruption, the same command and
   drope recalibrate org/model --data text/ --tokens 5B --out out/recalibrated --resume
   # any field of transformers.TrainingArguments
@@ -56,6 +58,11 @@ class Run:
         Gains of that normalisation: fitted on some of --data, or ones as in the paper.
     qk_norm_tokens
         How much of it.
+    mixed_window
+        With --control: train on blocks of --to tokens, in part at the model's own context with its own rotation, the
+        rest whole under this method's (LongRoPE2's training): longrope2, yarn, ntk, pi, ...
+    short_share
+        How large the first part is.
     """
 
     out: Path
@@ -65,6 +72,8 @@ class Run:
     qk_norm: Flag = False
     qk_norm_init: Literal["fitted", "ones"] = "fitted"
     qk_norm_tokens: Tokens = 16384
+    mixed_window: str | None = None
+    short_share: float = 0.3
 
 
 @app.default
@@ -92,12 +101,18 @@ def recalibrate(
 
         if run.control and run.qk_norm:
             raise InputError("--qk-norm", True, "no QKNorm with --control, which trains the model as it is")
+        if run.mixed_window and not run.control:
+            raise InputError("--mixed-window", run.mixed_window, "none without --control, which keeps the rotation")
         config = recalibrating.config(seed)
         loaded = models.load(model, **loading.options())
         if loaded.tokenizer is None:
             raise InputError("model", model, "a checkpoint with a tokenizer")
         context = models.rope_shape(loaded.model.config).context
-        target = context if run.control else parse_target(run.to, context)
+        target = context if run.control and not run.mixed_window else parse_target(run.to, context)
+        rescaled = None
+        if run.mixed_window:
+            config.mixed_window = _mixed_window(run, loaded, target)
+            rescaled = config.mixed_window.method
         if not run.control and target <= context:
             raise InputError("--to", run.to, f"a length above the model's context of {context} tokens")
         teacher = models.load(model, **loading.options()).model if config.distill and run.qk_norm else None
@@ -117,19 +132,33 @@ def recalibrate(
             start, loaded.tokenizer, config, run.out / "run", resume=run.resume, control=run.control, teacher=teacher
         )
         written = run.out / "model"
-        method = "rope" if run.control else "drope"
+        method = rescaled.name if rescaled else "rope" if run.control else "drope"
         provenance = {
             "source": short_name(model), "method": method, "tokens": done.tokens_seen, "data": done.data,
             "recalibration": done.settings, **({"qk_norm": norm} if norm else {}),
         }  # fmt: skip
-        if run.control:
+        if run.control and rescaled is None:
             _save_control(done.model, loaded.tokenizer, written)
         else:
             models.save(
-                done.model, written, loaded.tokenizer, target_length=target, provenance=provenance, overwrite=True
+                done.model, written, loaded.tokenizer, target_length=target, provenance=provenance, overwrite=True,
+                method=rescaled,
             )  # fmt: skip
         value = {"model": str(written), "steps": done.steps, "history": done.history, **provenance}
         output.result(value, *_summary(done, run, written))
+
+
+def _mixed_window(run: Run, loaded: Any, target: int) -> Any:
+    """What the run trains at; LongRoPE2's factors are searched, or taken from the cache."""
+    from drope.positions import get
+    from drope.search import longrope2_method
+    from drope.training.mixed_window import MixedWindow
+
+    method = get(str(run.mixed_window))
+    MixedWindow(method, target, run.short_share)  # refuses settings before a search
+    if method.name == "longrope2":
+        method = longrope2_method(loaded.model, loaded.tokenizer, [target])
+    return MixedWindow(method, target, run.short_share)
 
 
 def _save_control(model: Any, tokenizer: Any, out: Path) -> None:
