@@ -16,7 +16,7 @@ from drope.analysis.functional import GradientNorms, PositionalBias, functional,
 from drope.analysis.heads import Head, needle_attention, positional_heads, semantic_heads
 from drope.analysis.patterns import DIAGONAL, PREVIOUS, Custom, Offset, Pattern, centred, offsets
 from drope.analysis.propositions import constant_input, proposition_32, proposition_33
-from drope.analysis.run import Subject, analyze
+from drope.analysis.run import Subject, analyze, check_lengths
 from drope.analysis.spread import Spread, spread_by_layer
 from drope.analysis.theorem import Check, Stack, Statement, spread, theorem_34, uniform_embeddings
 
@@ -46,6 +46,7 @@ __all__ = [
     "along",
     "analyze",
     "centred",
+    "check_lengths",
     "checkpoints",
     "constant_input",
     "frequency_table",

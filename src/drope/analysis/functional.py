@@ -38,7 +38,9 @@ class BiasVisitor(Visitor):
         self._rows: dict[int, int] = {}
 
     def block(self, block: Block) -> None:
-        found = torch.stack([p.rows(block.probs, block.start).double().sum((0, -1)).cpu() for p in self.patterns])
+        total = block.probs.sum(-1)
+        rows_of = (p.rows(block.probs, block.start, total) for p in self.patterns)
+        found = torch.stack([rows.double().sum((0, -1)).cpu() for rows in rows_of])
         self._sums[block.layer] = self._sums.get(block.layer, torch.zeros_like(found)) + found
         rows = block.probs.shape[0] * block.probs.shape[2]
         self._rows[block.layer] = self._rows.get(block.layer, 0) + rows

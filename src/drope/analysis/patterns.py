@@ -26,8 +26,11 @@ class Pattern(Protocol):
     def largest(self) -> float:
         """C_c = max |c_ij|."""
 
-    def rows(self, probs: torch.Tensor, start: int) -> torch.Tensor:
-        """Σ_j c_ij α_ij for a block of queries that begins at `start`: (B, H, b, n) to (B, H, b)."""
+    def rows(self, probs: torch.Tensor, start: int, total: torch.Tensor | None = None) -> torch.Tensor:
+        """Σ_j c_ij α_ij for a block of queries that begins at `start`: (B, H, b, n) to (B, H, b).
+
+        `total` is Σ_j α_ij, for those who have it at hand.
+        """
 
     def dense(self, length: int) -> torch.Tensor:
         """c as a matrix, float64 (T, T), 0 above the diagonal."""
@@ -54,12 +57,12 @@ class Offset:
     def largest(self) -> float:
         return 1.0
 
-    def rows(self, probs: torch.Tensor, start: int) -> torch.Tensor:
+    def rows(self, probs: torch.Tensor, start: int, total: torch.Tensor | None = None) -> torch.Tensor:
         b, n = probs.shape[-2:]
         i = torch.arange(start, start + b, device=probs.device)  # counted from 0: the query sees i + 1 keys
         at = (i - self.offset).clamp(0, n - 1)
         hit = probs.gather(-1, at.view(1, 1, b, 1).expand(*probs.shape[:2], b, 1))[..., 0]
-        others = (probs.sum(-1) - hit) / i.clamp_min(1)
+        others = ((probs.sum(-1) if total is None else total) - hit) / i.clamp_min(1)
         return torch.where(i >= max(self.offset, 1), hit - others, torch.zeros_like(hit))
 
     def dense(self, length: int) -> torch.Tensor:
@@ -100,7 +103,7 @@ class Custom:
     def largest(self) -> float:
         return float(self.c.abs().max())
 
-    def rows(self, probs: torch.Tensor, start: int) -> torch.Tensor:
+    def rows(self, probs: torch.Tensor, start: int, total: torch.Tensor | None = None) -> torch.Tensor:
         b, n = probs.shape[-2:]
         if start + b > self.c.shape[0]:
             raise InputError("pattern", tuple(self.c.shape), f"a matrix of at least {start + b} rows for this text")

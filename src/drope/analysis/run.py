@@ -13,13 +13,13 @@ import torch
 from drope.analysis import changes, crop, heads
 from drope.analysis.attention import observe
 from drope.analysis.config import PARTS, AnalysisConfig
-from drope.analysis.entropy import EntropyVisitor, sampled_lengths
+from drope.analysis.entropy import Entropy, EntropyVisitor, sampled_lengths
 from drope.analysis.figure4 import along, checkpoints, initial_gradients
 from drope.analysis.frequencies import frequency_table
 from drope.analysis.patterns import STANDARD, Pattern, offsets
 from drope.analysis.propositions import constant_input, proposition_32, proposition_33
 from drope.analysis.states import State, Survey, states, survey
-from drope.analysis.text import probes, text_ids
+from drope.analysis.text import Probe, probes, text_ids
 from drope.analysis.theorem import Stack, Statement, theorem_34
 from drope.errors import InputError
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _BINS = 24  # of positions, in figures of loss
+_PROBE = 1024  # tokens of a needle probe at most: there are many of them
 # (width, heads, depth, length) of the stacks that the theorem is measured on, and ε
 STACKS = ((32, 2, 2, 32), (32, 2, 2, 128), (64, 4, 4, 64), (64, 4, 4, 256), (96, 6, 8, 64))
 EPSILONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -77,6 +78,10 @@ def analyze(subject: Subject, config: AnalysisConfig | None = None, run: str | P
     if subject.model is not None and subject.against is not None:
         changes.same_architecture(subject.model, subject.against)
     places = checkpoints(run) if run else []
+    if subject.model is not None:  # what would fail after minutes fails now
+        _ids(subject, config.text, max(config.length, config.beyond))
+        if "heads" in config.parts:
+            _probes(subject, config)
     data: dict[str, Any] = {}
     notes = list(subject.notes)
     with track("Analysis", total=len(config.parts) + bool(run), unit="parts") as bar:
@@ -99,11 +104,11 @@ def analyze(subject: Subject, config: AnalysisConfig | None = None, run: str | P
         if places:
             ids = _ids(subject, config.text, min(config.initial_length, shape.context))
             done("along", along(places, ids))
-    return {
+    return _rounded({
         "schema": SCHEMA, "kind": "analysis", "model": subject.name, "against": subject.against_name or None,
         "context": shape.context, "length": config.length, "beyond": config.beyond or None, "factor": config.factor,
         "notes": notes, "parts": {name: data[name] for name in (*PARTS, "constant", "along") if name in data},
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def check_lengths(config: AnalysisConfig, model_config: PreTrainedConfig, context: int) -> None:
@@ -152,18 +157,23 @@ def _measure(
     """The parts that need weights."""
     assert subject.model is not None
     wanted = set(config.parts)
+    surveys: dict[str, Survey] = {}
     chosen = states(subject.model, subject.against, round(shape.context * config.factor))
+    entropies: dict[str, EntropyVisitor] = {}
+    if "entropy" in wanted and config.beyond <= config.length:  # then one pass over the text serves both
+        lengths = _entropy_lengths(config, shape.context)[1]
+        entropies = {s.key: EntropyVisitor(lengths) for s in chosen if _whole(s)}
     if wanted & {"heads", "spread", "changes"}:
         ids = _ids(subject, config.text, config.length)
         patterns: tuple[Pattern, ...] = offsets(config.offsets)
         edges = heads.distance_edges(config.length)
-        surveys: dict[str, Survey] = {}
         for state in chosen:
-            if state.method is not None and state.key != "nope" and "heads" not in wanted:
+            if not _whole(state) and "heads" not in wanted:
                 continue
+            others = [entropies[state.key]] if state.key in entropies else []
             with state.applied() as model:
-                whole = state.method is None or state.key == "nope"
-                surveys[state.key] = survey(model, ids, patterns, edges, spread=whole and "spread" in wanted)
+                spread = _whole(state) and "spread" in wanted
+                surveys[state.key] = survey(model, ids, patterns, edges, *others, spread=spread)
         labels = {s.key: s.label for s in chosen}
         if "heads" in wanted:
             done("heads", _heads(subject, config, chosen, surveys, edges))
@@ -180,14 +190,20 @@ def _measure(
             notes.append(f"The comparison of YaRN with a crop was left out: {why}.")
             done("crop", None)
     if "entropy" in wanted:
-        done("entropy", _entropy(subject, config, chosen, shape.context))
+        seen = {key: v.result() for key, v in entropies.items() if key in surveys}
+        done("entropy", _entropy(subject, config, chosen, shape.context, seen))
+
+
+def _whole(state: State) -> bool:
+    """Whether a state is looked at in full, and not for where its attention goes alone."""
+    return state.method is None or state.key == "nope"
 
 
 def _heads(
     subject: Subject, config: AnalysisConfig, chosen: list[State], surveys: dict[str, Survey], edges: list[int]
 ) -> dict[str, Any]:
     first = chosen[0]
-    found = probes(subject.tokenizer, config.text, config.length, config.depths, seed=config.seed)
+    found = _probes(subject, config)
     needles = {}
     for state in chosen:
         with state.applied() as model:
@@ -220,12 +236,17 @@ def _heads(
     return out
 
 
+def _probes(subject: Subject, config: AnalysisConfig) -> list[Probe]:
+    """The needle probes: of the text's length, or shorter."""
+    return probes(subject.tokenizer, config.text, min(config.length, _PROBE), config.depths, seed=config.seed)
+
+
 def _constant(subject: Subject, config: AnalysisConfig, chosen: list[State]) -> dict[str, Any]:
     """Propositions 3.2 and 3.3 on the model itself: 64 times the first token of the text."""
     token = int(_ids(subject, config.text, 16)[0, 8])
     out = {}
     for state in chosen:
-        if state.method is None or state.key == "nope":
+        if _whole(state):
             with state.applied() as model:
                 out[state.key] = {"label": state.label, **constant_input(model, token, 64).to_dict()}
     return out
@@ -263,24 +284,34 @@ def _crop_row(label: str, losses: list[float], asked: list[tuple[float, bool]]) 
     return {"label": label, "loss": losses, "answer_loss": [a for a, _ in asked], "answered": [b for _, b in asked]}
 
 
-def _entropy(subject: Subject, config: AnalysisConfig, chosen: list[State], context: int) -> dict[str, Any]:
+def _entropy_lengths(config: AnalysisConfig, context: int) -> tuple[int, list[int]]:
+    """The reference length, and all at which entropy is sampled."""
+    longest = max(config.length, config.beyond)
+    reference = context if longest > context else max(8, longest // 4)
+    lengths = sampled_lengths(max(8, min(config.length, context) // 16), longest)
+    return reference, sorted({*lengths, reference})
+
+
+def _entropy(
+    subject: Subject, config: AnalysisConfig, chosen: list[State], context: int, known: dict[str, Entropy]
+) -> dict[str, Any]:
     """Entropy against length; of models without positions also with β, and the β that entropy predicts."""
     from drope.models import set_logit_scale
     from drope.models.logit_scale import logit_scale
 
     longest = max(config.length, config.beyond)
-    lengths = sampled_lengths(max(8, min(config.length, context) // 16), longest)
-    reference = context if longest > context else max(8, longest // 4)
-    lengths = sorted({*lengths, reference})
+    reference, lengths = _entropy_lengths(config, context)
     ids = _ids(subject, config.text, longest)
     out: dict[str, Any] = {"reference": reference, "states": {}}
     for state in chosen:
-        if state.method is not None and state.key != "nope":
+        if not _whole(state):
             continue
-        visitor = EntropyVisitor(lengths)
         with state.applied() as model:
-            observe(model, ids, visitor)
-            seen = visitor.result()
+            seen = known.get(state.key)
+            if seen is None:
+                visitor = EntropyVisitor(lengths)
+                observe(model, ids, visitor)
+                seen = visitor.result()
             row = {"label": state.label, **seen.to_dict()}
             if state.key in ("drope", "nope"):
                 predicted = seen.predicted_betas(reference)
@@ -306,6 +337,15 @@ def _ids(subject: Subject, text: str, length: int) -> torch.Tensor:
         return text_ids(subject.tokenizer, text, length)
     vocabulary = subject.config.get_text_config(decoder=True).vocab_size
     return torch.randint(0, vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits: what float32 holds, in a third of the space."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager

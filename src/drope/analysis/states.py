@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from drope.analysis.attention import observe
+from drope.analysis.attention import Visitor, observe
 from drope.analysis.changes import NormVisitor
 from drope.analysis.functional import BiasVisitor, PositionalBias
 from drope.analysis.heads import DistanceVisitor
@@ -84,10 +84,13 @@ def survey(
     ids: torch.Tensor,
     patterns: tuple[Pattern, ...],
     edges: list[int],
-    *,
+    *others: Visitor,
     spread: bool = True,
 ) -> Survey:
-    """Everything that one pass over `ids` (1, T) can collect, in the positional state that the model is in."""
+    """Everything that one pass over `ids` (1, T) can collect, in the positional state that the model is in.
+
+    `others` look on during the same pass.
+    """
     bias, distances, norms = BiasVisitor(patterns), DistanceVisitor(edges, first=ids.shape[1] // 2), NormVisitor()
-    hidden = observe(model, ids, bias, distances, norms, hidden=spread)
+    hidden = observe(model, ids, bias, distances, norms, *others, hidden=spread)
     return Survey(bias.result(), distances, norms.to_dict(), spread_by_layer(hidden) if spread else None)

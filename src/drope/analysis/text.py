@@ -79,7 +79,10 @@ def probes(
         room = length - len(prefix) - sum(map(len, pieces)) - len(question) - len(answer) + 1
         if room < 1:
             raise InputError(
-                "--length", length, f"at least {length - room + 1} tokens for a needle probe", "Choose a longer one."
+                "--length",
+                length,
+                f"at least {length - room + 1} tokens for a needle probe",
+                "Choose a longer one, or other --parts than heads and crop.",
             )
         at, start = round(depth * room), rng.randrange(0, len(hay) - room + 1)
         body = hay[start : start + room]

@@ -123,7 +123,7 @@ def analyze(
         Seed of the needles, of the initial weights and of the stacks.
     """
     with session(general) as output:
-        from drope.analysis import Subject
+        from drope.analysis import Subject, check_lengths, checkpoints
         from drope.analysis import analyze as run
         from drope.models import load_config, rope_shape
         from drope.results import describe_run
@@ -132,7 +132,11 @@ def analyze(
             raise InputError("--out", str(out), "a folder")
         fit = _fit(temperature) if temperature else None
         model_config = load_config(model, revision=loading.revision, trust_remote_code=loading.trust_remote_code)
-        config = analysing.config(rope_shape(model_config).context, seed)
+        context = rope_shape(model_config).context
+        config = analysing.config(context, seed)
+        check_lengths(config, model_config, context)  # before weights load
+        if analysing.along:
+            checkpoints(analysing.along)
         subject = Subject(short_name(model), model_config, temperature=fit)
         _load(subject, model, against, config, loading)
         data = run(subject, config, run=analysing.along)
@@ -140,10 +144,11 @@ def analyze(
         data["meta"] = describe_run(f"drope analyze {subject.name}{other}", seed)
         shown = summary(data)
         if out is not None:
-            from drope.files import write_json
+            from drope.files import write_text
             from drope.report.analysis import write_analysis
 
-            write_json(out / "analysis.json", data)
+            text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            write_text(out / "analysis.json", text + "\n")
             shown.append(f"Wrote {write_analysis(data, out / 'analysis.html')} and analysis.json beside it")
         else:
             shown.append("Nothing was kept: --out DIR keeps the page and its data.")
