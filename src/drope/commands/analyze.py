@@ -72,7 +72,7 @@ class Analysing:
     initial_length: int = 256
     factor: float = 2.0
     offsets: int = 8
-    depths: Annotated[tuple[float, ...], Several] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    depths: Annotated[tuple[float, ...], Several] = (0.0, 0.25, 0.5, 0.75, 1.0)
     text: str = "stdlib:heldout"
     along: Path | None = None
 
