@@ -16,6 +16,8 @@ from drope.quantities import format_count, parse_target
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from drope.models.stream_norm import StreamedNorm
+
 app = App(
     name="convert",
     help_epilogue="""Examples:
@@ -24,6 +26,8 @@ app = App(
   drope convert org/model --to 8x --out out/nope
   # with per-head QKNorm, gains fitted on your text
   drope convert org/model --to 128k --qk-norm --data text/ --out out/nope-qknorm
+  # a fitted temperature, folded into the weights file by file
+  drope convert out/model --to 32k --beta 1.2 --out out/model-32k
   # a GGUF file, unpacked to safetensors
   drope convert model.gguf --to 32k --out out/nope""",
 )
@@ -47,6 +51,10 @@ class Conversion:
         Text to fit the gains on: stdlib, a file, a folder or a hub dataset.
     fit_tokens
         How much of it.
+    beta
+        Softmax temperature to fold into the weights, in place of the one that is folded in already.
+    stream
+        With --qk-norm: fit the gains piece by piece, under 2 GB of memory for any size. Does not report the distance.
     copy
         Copy the weight files instead of hard-linking them.
     overwrite
@@ -59,6 +67,8 @@ class Conversion:
     qk_norm_init: Literal["fitted", "ones"] = "fitted"
     data: str = "stdlib"
     fit_tokens: Tokens = 16384
+    beta: float | None = None
+    stream: Flag = False
     copy: Flag = False
     overwrite: Flag = False
 
@@ -86,13 +96,15 @@ def convert(
         context = rope_shape(config).context
         target = parse_target(conversion.to, context)
         report: dict[str, Any] = {}
-        if conversion.qk_norm or model.endswith(".gguf"):
+        if conversion.qk_norm and not conversion.stream or model.endswith(".gguf"):
             report = _through_memory(model, conversion, loading, context, target)
         else:
+            norm = _streamed_norm(model, conversion, loading, context) if conversion.qk_norm else None
             rewrite(
                 model, conversion.out, target_length=target, overwrite=conversion.overwrite, link=not conversion.copy,
-                revision=loading.revision,
+                revision=loading.revision, beta=conversion.beta, qk_norm=norm,
             )  # fmt: skip
+            report = norm.report if norm is not None else {}
         rows = [
             ("source", model),
             ("context", f"{format_count(context)} trained, {format_count(target)} declared"),
@@ -101,6 +113,22 @@ def convert(
         ]
         value = {"model": model, "out": str(conversion.out), "context": context, "target_length": target, **report}
         output.result(value, facts(f"Wrote {conversion.out}", rows))
+
+
+def _streamed_norm(model: str, options: Conversion, loading: Loading, context: int) -> StreamedNorm:
+    from drope.models.stream_norm import StreamedNorm
+
+    if options.qk_norm_init == "ones":
+        return StreamedNorm("ones")
+    import torch
+    from transformers import AutoTokenizer
+
+    from drope.data.packing import pack
+    from drope.models.convert import source_folder
+
+    tokenizer = AutoTokenizer.from_pretrained(source_folder(model, loading.revision))
+    blocks = pack(options.data, tokenizer, context, tokens=max(options.fit_tokens, context))
+    return StreamedNorm("fitted", [torch.as_tensor(row["input_ids"])[None] for row in blocks.dataset])
 
 
 def _through_memory(model: str, options: Conversion, loading: Loading, context: int, target: int) -> dict[str, Any]:
@@ -117,6 +145,7 @@ def _through_memory(model: str, options: Conversion, loading: Loading, context: 
     verify(dropped)
     provenance = {"source": model, "method": "drop", "tokens": 0, **({"qk_norm": report} if report else {})}
     save(
-        dropped, options.out, loaded.tokenizer, target_length=target, provenance=provenance, overwrite=options.overwrite
+        dropped, options.out, loaded.tokenizer, target_length=target, provenance=provenance,
+        overwrite=options.overwrite, beta=options.beta or 1.0,
     )  # fmt: skip
     return report

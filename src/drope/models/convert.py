@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from drope.errors import DropeError, InputError, UnsupportedModelError, VerificationError
-from drope.files import new_folder, write_json, write_text
+from drope.errors import DropeError, InputError, VerificationError
+from drope.files import fingerprint, resumable_folder, write_json, write_text
 from drope.models.card import model_card
 from drope.models.encoding import encode
 from drope.models.files import check_safetensors, weight_files
 from drope.models.save import raise_tokenizer_limit, sidecar
+from drope.models.stream import fold_edits, patch, refuse_missing
+
+if TYPE_CHECKING:
+    from drope.models.stream_norm import StreamedNorm
 
 _KEPT = {".json", ".txt", ".model", ".jinja", ".md", ".tiktoken", ".vocab", ".merges"}
 _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
@@ -33,6 +38,8 @@ def convert(
     provenance: Mapping[str, Any] | None = None,
     encoding: str | None = None,
     revision: str | None = None,
+    beta: float | None = None,
+    qk_norm: StreamedNorm | None = None,
 ) -> Path:
     """Write a checkpoint of `source` without rotation to `out`, whatever its size, with no weights in memory.
 
@@ -40,13 +47,18 @@ def convert(
     system cannot, or with `link=False`). Config and tokenizer limit are rewritten; tokenizer, generation config and
     licence come along. The config is proven on a small random model of the same class (`drope.models.encoding`).
 
-    The result has not been recalibrated: it is where training starts, not a model to use.
+    What changes weights (β, QKNorm) streams over the files: no more than a piece of one tensor is in memory. When the
+    process is stopped, the same call goes on from the files that are finished.
+
+    A RoPE model converted this way has not been recalibrated: it is where training starts, not a model to use.
 
     Parameters
     ----------
     source : hub id, folder, or `bundled`
     target_length : tokens, above the trained context
     provenance, encoding : as for `drope.models.save`
+    beta : softmax temperature to fold into the weights, in place of the one that the source's drope.json says is folded
+    qk_norm : give a Llama-shaped model per-head QKNorm; it becomes Qwen3. See `drope.models.stream_norm`
 
     Raises
     ------
@@ -65,12 +77,9 @@ def convert(
     from drope.models.load import load_config
 
     config = load_config(source, revision=revision)
+    if beta is not None and not (math.isfinite(beta) and beta > 0):
+        raise InputError("beta", beta, "a finite number above 0")
     encoded = encode(config, target_length, prefer=encoding)
-    if encoded.fold != 1.0:
-        raise UnsupportedModelError(
-            f"{config.model_type!r}: its rope type scales attention logits by {encoded.fold:.4g}, which only the "
-            "weights can take over. Load the model, drop it and save it: `save` folds that factor in."
-        )
     folder = source_folder(source, revision)
     if folder.resolve() == out.resolve():
         raise InputError("--out", str(out), "a folder other than the source's")
@@ -78,16 +87,39 @@ def convert(
     for file in weights:
         check_safetensors(file)
     earlier = _earlier(folder)
-    beta = float((earlier.get("temperature") or {}).get("beta", 1.0))
+    folded = float((earlier.get("temperature") or {}).get("beta", 1.0))
+    if beta is None:
+        beta = folded
+    else:
+        earlier.pop("temperature", None)
+    if qk_norm is not None:
+        qk_norm.refuse(config, folded)
+        edits = {}
+    else:
+        edits = fold_edits(config, encoded.fold * beta / folded)
+        refuse_missing(config, edits, weights)
     place = Path(source).expanduser()
     name = place.resolve().name if place.exists() else str(source)  # a hub id, or no more of a path than it takes
     record = sidecar(
         {"source": name} | earlier | dict(provenance or {}), original=config, encoded=encoded,
         context=rope_shape(config).context, target_length=target_length, beta=beta,
     )  # fmt: skip
-    with new_folder(out, overwrite) as temporary:
+    state = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in weights]
+    described = {name: edit.describe() for name, edit in edits.items()}
+    key = fingerprint([state, described, link, record | {"versions": None}, qk_norm and qk_norm.describe()])
+    with resumable_folder(out, key, overwrite) as partial:
+        temporary = partial.folder
         for file in weights:
-            _place(file, temporary / file.name, link)
+            if not partial.done(file.name):
+                if edits.keys() & check_safetensors(file).keys():
+                    patch(file, temporary / file.name, edits)
+                else:
+                    (temporary / file.name).unlink(missing_ok=True)
+                    _place(file, temporary / file.name, link)
+                partial.mark(file.name)
+        if qk_norm is not None:
+            encoded = qk_norm.write(folder, temporary, config, encoded, encoded.fold * beta)
+            record["qk_norm"] = qk_norm.report
         for file in side_files(folder):
             name = "README.source.md" if file.name == "README.md" else file.name
             if file.name == "README.md" and earlier or file.name in _REWRITTEN - {"README.md"}:

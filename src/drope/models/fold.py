@@ -43,31 +43,48 @@ def fold(model: PreTrainedModel, factors: Mapping[str, float]) -> dict[str, torc
 
 
 def _fold_module(model: PreTrainedModel, attention: nn.Module, name: str, factor: float) -> dict[str, torch.Tensor]:
-    def refuse(reason: str) -> UnsupportedModelError:
-        return UnsupportedModelError(
-            f"The temperature cannot be folded into {model.config.model_type!r}: {name} {reason}. "
-            "Save with beta=1 and apply it at run time with set_logit_scale."
-        )
+    kind, attribute, rows = fold_target(model, attention, name)
+    module: nn.Module = getattr(attention, attribute)
+    if kind == "norm":
+        changed = _fold_norm(module, factor)
+        if changed is None:
+            raise _refusal(model, name, f"has a norm of an unknown kind on q ({type(module).__name__})")
+        return {f"{attribute}.{key}": value for key, value in changed.items()}
+    return {f"{attribute}.{key}": _scaled(value, factor, rows) for key, value in module.named_parameters()}
 
+
+def _refusal(model: PreTrainedModel, name: str, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"The temperature cannot be folded into {model.config.model_type!r}: {name} {reason}. "
+        "Save with beta=1 and apply it at run time with set_logit_scale."
+    )
+
+
+def fold_target(model: PreTrainedModel, attention: nn.Module, name: str) -> tuple[str, str, torch.Tensor | None]:
+    """What takes the factor: `norm` or `projection`, the attribute's name, and which of its output rows make q.
+
+    Looks at structure and shapes alone, so a model on the meta device will do.
+
+    Raises
+    ------
+    UnsupportedModelError : no place for the factor is known; names the family and the module
+    """
     if getattr(attention, "qk_norm", None) is not None and not any(hasattr(attention, n) for n in _NORMS):
         if sum(p.numel() for p in _submodule(attention, "qk_norm").parameters()) == 0:
-            raise refuse("normalises q without a gain")
+            raise _refusal(model, name, "normalises q without a gain")
     for norm in _NORMS:
-        if (module := getattr(attention, norm, None)) is not None:
-            changed = _fold_norm(module, factor)
-            if changed is None:
-                raise refuse(f"has a norm of an unknown kind on q ({type(module).__name__})")
-            return {f"{norm}.{key}": value for key, value in changed.items()}
+        if getattr(attention, norm, None) is not None:
+            return "norm", norm, None
     for projection in ("q_b_proj", "q_proj", "wq_b"):
-        if (module := getattr(attention, projection, None)) is not None:
-            return {f"{projection}.{key}": _scaled(value, factor) for key, value in module.named_parameters()}
+        if getattr(attention, projection, None) is not None:
+            return "projection", projection, None
     for projection in _FUSED:
         if (module := getattr(attention, projection, None)) is not None:
             rows = _query_rows(model, attention, projection, module)
             if rows is None:
-                raise refuse(f"fuses q, k and v in an unknown layout ({projection})")
-            return {f"{projection}.{key}": _scaled(value, factor, rows) for key, value in module.named_parameters()}
-    raise refuse(f"has no query projection by a known name ({type(attention).__name__})")
+                raise _refusal(model, name, f"fuses q, k and v in an unknown layout ({projection})")
+            return "projection", projection, rows
+    raise _refusal(model, name, f"has no query projection by a known name ({type(attention).__name__})")
 
 
 def _submodule(attention: nn.Module, name: str) -> nn.Module:

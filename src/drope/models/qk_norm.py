@@ -106,7 +106,7 @@ def add_qk_norm(
     dropped = is_position_free(model)
     training = model.training
     model.eval()
-    statistics = [_Fit(model.config, paired=not dropped) for _ in _layers(model)]
+    statistics = [Fit(model.config, paired=not dropped) for _ in _layers(model)]
     with torch.no_grad(), _watched(model, statistics):
         for batch in inputs:
             model(**batch, use_cache=False, logits_to_keep=1)
@@ -159,7 +159,7 @@ class _Moments:
         return float(rms.std(correction=0) / rms.mean().clamp_min(1e-12))
 
 
-class _Fit:
+class Fit:
     """Moments of a layer's q and k."""
 
     def __init__(self, config: PretrainedConfig, paired: bool):
@@ -167,7 +167,7 @@ class _Fit:
 
 
 @contextmanager
-def _watched(model: PreTrainedModel, statistics: list[_Fit]) -> Iterator[None]:
+def _watched(model: PreTrainedModel, statistics: list[Fit]) -> Iterator[None]:
     """Collect the outputs of every q_proj and k_proj while the block runs."""
     handles = []
     for layer, fit in zip(_layers(model), statistics, strict=True):
@@ -180,23 +180,34 @@ def _watched(model: PreTrainedModel, statistics: list[_Fit]) -> Iterator[None]:
             handle.remove()
 
 
+def qwen3_config(old: Any, biased: bool) -> PretrainedConfig:
+    """The config of a Llama-shaped model as Qwen3's, with the same rotation."""
+    import copy
+
+    from transformers import Qwen3Config
+
+    window, layers = getattr(old, "sliding_window", None), old.num_hidden_layers
+    types = getattr(old, "layer_types", None) or (["sliding_attention" if window else "full_attention"] * layers)
+    config = Qwen3Config(
+        **{key: getattr(old, key) for key in _SAME if hasattr(old, key)},
+        head_dim=head_dim(old), attention_bias=biased, rope_parameters=copy.deepcopy(old.rope_parameters),
+        use_sliding_window="sliding_attention" in types, sliding_window=window, layer_types=list(types),
+    )  # fmt: skip
+    config.architectures, config.dtype = ["Qwen3ForCausalLM"], getattr(old, "dtype", None)
+    return config
+
+
 def _convert(model: PreTrainedModel) -> Qwen3ForCausalLM:
     import copy
 
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3ForCausalLM
 
     old = model.config
     state = dict(model.state_dict())
     biased = any(key.endswith("q_proj.bias") for key in state)
-    width, layers = head_dim(old), old.num_hidden_layers
-    window = getattr(old, "sliding_window", None)
-    types = getattr(old, "layer_types", None) or (["sliding_attention" if window else "full_attention"] * layers)
-    config = Qwen3Config(
-        **{key: getattr(old, key) for key in _SAME if hasattr(old, key)},
-        head_dim=width, attention_bias=biased, rope_parameters=copy.deepcopy(old.rope_parameters),
-        use_sliding_window="sliding_attention" in types, sliding_window=window, layer_types=list(types),
-    )  # fmt: skip
+    width = head_dim(old)
+    config: Any = qwen3_config(old, biased)
     config._attn_implementation = old._attn_implementation
     with torch.device("meta"):
         new: Any = Qwen3ForCausalLM(config)
@@ -217,7 +228,7 @@ def _convert(model: PreTrainedModel) -> Qwen3ForCausalLM:
 
 
 def _report(
-    old: PreTrainedModel, new: PreTrainedModel, inputs: list[dict[str, torch.Tensor]], fits: list[_Fit], init: str
+    old: PreTrainedModel, new: PreTrainedModel, inputs: list[dict[str, torch.Tensor]], fits: list[Fit], init: str
 ) -> QKNormReport:
     import torch
     from torch.nn import functional

@@ -17,7 +17,7 @@ from drope.models.encoding import Encoding, config_json, encode, softmax_scaling
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from drope.positions import Method
 
@@ -83,7 +83,7 @@ def save(
         target_length=target_length, beta=beta,
     )  # fmt: skip
     if beta != 1 and str(model.dtype) not in _EXACT:
-        _prove_fold(model, beta)  # rounding would hide a wrong fold in the comparison of the written checkpoint
+        prove_fold(model.config, beta)  # rounding would hide a wrong fold in the comparison of the written checkpoint
     with new_folder(Path(out), overwrite) as folder:
         written = shell(model, encoded, beta)
         written.save_pretrained(folder)
@@ -235,7 +235,7 @@ def _prove(model: PreTrainedModel, folder: Path, beta: float) -> None:
         )
 
 
-def _prove_fold(model: PreTrainedModel, beta: float) -> None:
+def prove_fold(config: PretrainedConfig, beta: float) -> None:
     """Fold β into a small float32 model of the same class and compare it with β applied to its attention."""
     import torch
 
@@ -245,7 +245,7 @@ def _prove_fold(model: PreTrainedModel, beta: float) -> None:
     from drope.models.rotary import drop
     from drope.models.tiny import VOCABULARY, tiny_model
 
-    small = drop(tiny_model(text_config(model.config)))
+    small = drop(tiny_model(text_config(config)))
     changed = fold(small, dict.fromkeys(softmax_scalings(small), beta))
     ids = torch.randint(0, VOCABULARY, (2, _CHECK_TOKENS), generator=torch.Generator().manual_seed(0))
     arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
@@ -256,7 +256,7 @@ def _prove_fold(model: PreTrainedModel, beta: float) -> None:
     difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
     if not difference <= tolerance(torch.float32, folded=True):
         raise VerificationError(
-            f"Folding β into a small {model.config.model_type!r} changed its logits by {difference:.2g} of their size. "
+            f"Folding β into a small {config.model_type!r} changed its logits by {difference:.2g} of their size. "
             "Nothing was written."
         )
 
