@@ -16,9 +16,11 @@ from drope.analysis.functional import GradientNorms, PositionalBias, functional,
 from drope.analysis.heads import Head, needle_attention, positional_heads, semantic_heads
 from drope.analysis.patterns import DIAGONAL, PREVIOUS, Custom, Offset, Pattern, centred, offsets
 from drope.analysis.propositions import constant_input, proposition_32, proposition_33
-from drope.analysis.run import Subject, analyze, check_lengths
-from drope.analysis.spread import Spread, spread_by_layer
-from drope.analysis.theorem import Check, Stack, Statement, spread, theorem_34, uniform_embeddings
+from drope.analysis.run import analyze, check_lengths
+from drope.analysis.stack import Check, Stack, Statement, spread, uniform_embeddings
+from drope.analysis.subject import Subject
+from drope.analysis.theorem import theorem_34
+from drope.analysis.uniformity import Spread, spread_by_layer
 
 __all__ = [
     "DIAGONAL",

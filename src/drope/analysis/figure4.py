@@ -13,7 +13,7 @@ import torch
 
 from drope.analysis.functional import GradientNorms, gradient_norms
 from drope.analysis.patterns import STANDARD, Pattern
-from drope.analysis.spread import Spread, spread_by_layer
+from drope.analysis.uniformity import Spread, spread_by_layer
 from drope.errors import DropeError, InputError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import torch
 from drope.analysis.attention import Block, Visitor, observe
 from drope.analysis.functional import BiasVisitor, gradient_norms
 from drope.analysis.patterns import STANDARD, Pattern
-from drope.analysis.theorem import Check, Stack, Statement
+from drope.analysis.stack import Check, Stack, Statement
 from drope.errors import InputError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def forward(stack: Stack, weights: dict[str, torch.Tensor], r: torch.Tensor) -> 
     """One layer: the residual stream (T, d) after it, and its attention (H, T, T)."""
     x = stack.norm(r)
     alpha = stack.scores(x, weights["q"], weights["k"]).softmax(-1)
-    z = alpha @ stack._heads(x @ weights["v"].T)
+    z = alpha @ stack.by_head(x @ weights["v"].T)
     r = r + z.transpose(0, 1).flatten(1) @ weights["o"].T
     if "1" in weights:
         r = r + torch.nn.functional.gelu(stack.norm(r) @ weights["1"].T) @ weights["2"].T

@@ -14,7 +14,7 @@ from drope.analysis.changes import NormVisitor
 from drope.analysis.functional import BiasVisitor, PositionalBias
 from drope.analysis.heads import DistanceVisitor
 from drope.analysis.patterns import Pattern
-from drope.analysis.spread import Spread, spread_by_layer
+from drope.analysis.uniformity import Spread, spread_by_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

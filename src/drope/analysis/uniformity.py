@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from drope.analysis.theorem import _distances
+from drope.analysis.stack import prefix_distances
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def spread_by_layer(hidden: Sequence[torch.Tensor]) -> Spread:
     for states in hidden:
         h = states[0].float()
         largest, middles = 0.0, []
-        for start, part in zip(range(0, len(h), 512), _distances(h, 512), strict=True):
+        for start, part in zip(range(0, len(h), 512), prefix_distances(h, 512), strict=True):
             largest = max(largest, float(part.max()))
             counts = torch.arange(start + 1, start + len(part) + 1, device=part.device)
             middles.append(part.sum(-1) / counts)
