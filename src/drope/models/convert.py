@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from drope.files import fingerprint, resumable_folder, write_json, write_text
 from drope.models.card import model_card
 from drope.models.encoding import encode
 from drope.models.files import check_safetensors, weight_files
+from drope.models.released import facts, refuse_norms
 from drope.models.save import raise_tokenizer_limit, sidecar
 from drope.models.stream import fold_edits, patch, refuse_missing
+from drope.models.weights import Weights
 
 if TYPE_CHECKING:
     from drope.models.stream_norm import StreamedNorm
@@ -88,10 +91,18 @@ def convert(
         check_safetensors(file)
     earlier = _earlier(folder)
     folded = float((earlier.get("temperature") or {}).get("beta", 1.0))
+    given = beta
     if beta is None:
         beta = folded
     else:
         earlier.pop("temperature", None)
+    released = facts(config)
+    if released is not None:
+        with closing(Weights(folder)) as opened:
+            refuse_norms(config, opened, "converted")
+        folded = released["beta"] ** -1  # not in the weights yet
+        beta = 1.0 if given is None else given
+        del encoded.config.drope_released
     if qk_norm is not None:
         qk_norm.refuse(config, folded)
         edits = {}

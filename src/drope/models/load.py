@@ -10,6 +10,9 @@ import torch
 
 from drope.errors import DropeError, InputError, UnsupportedModelError
 from drope.models.files import check_folder
+from drope.models.released import build as build_released
+from drope.models.released import facts as released_facts
+from drope.models.released import is_released, stock_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -64,6 +67,10 @@ def load(
         config = _config(place, options)
         if weights:
             check_folder(place, options.get("gguf_file"))
+        if weights and released_facts(config) is not None:
+            model = build_released(place, config, **options, dtype=_dtype(dtype, target, config))
+            model = model.to(target).eval()
+        elif weights:
             model = AutoModelForCausalLM.from_pretrained(
                 place,
                 **options,
@@ -90,6 +97,19 @@ def load_config(
     options |= {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
     with _readable_errors(source):
         return _config(place, options)
+
+
+def load_tokenizer(
+    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer alone; no weights are read. Errors as for `load`."""
+    place, options = _locate(source)
+    options |= {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
+    with _readable_errors(source):
+        tokenizer = _tokenizer(place, options)
+    if tokenizer is None:
+        raise InputError("model", str(source), "a checkpoint with a tokenizer")
+    return tokenizer
 
 
 #: What ships with drope: the RoPE model, and a state from the middle of its recalibration.
@@ -125,10 +145,14 @@ def _locate(source: str | Path) -> tuple[str, dict[str, Any]]:
 
 
 def _config(place: str, options: dict[str, Any]) -> PreTrainedConfig:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     if "gguf_file" in options:
         _need_gguf()
+    else:
+        plain, _ = PreTrainedConfig.get_config_dict(place, **options)
+        if is_released(plain):
+            return stock_config(plain)
     return AutoConfig.from_pretrained(place, **options)
 
 

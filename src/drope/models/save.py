@@ -101,6 +101,11 @@ def save(
 
 
 def _refuse_quantised(model: PreTrainedModel) -> None:
+    if any(type(module).__name__ == "NormedProjection" for module in model.modules()):
+        raise UnsupportedModelError(
+            "This model normalises q or k over all heads jointly, which no stock class of its shape does: it can be "
+            "run, but not saved as an ordinary checkpoint."
+        )
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "_hf_peft_config_loaded", False):
         raise UnsupportedModelError(
             "Quantised models and models with adapters: dequantise or merge them before saving."
