@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 # Llama-shaped: one rotary module for all layers, channel m rotates with m + d/2, attention through the interface of
 # transformers with nothing but a scaling. Each is tested: `drope` attention equals the family's own.
 ATTENTION_FAMILIES = (
-    "llama", "mistral", "ministral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "olmo2", "olmo3",
+    "llama", "mistral", "ministral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "olmo2",
     "granite", "gemma", "phi", "phi3", "stablelm", "starcoder2", "gpt_neox",
 )  # fmt: skip
 # Windows, temperatures and layers without rotation leave the rotation to the model, so that any layout of it will do.
-WINDOW_FAMILIES = (*ATTENTION_FAMILIES, "cohere", "cohere2", "glm", "glm4", "olmo", "nemotron", "helium")
+WINDOW_FAMILIES = (*ATTENTION_FAMILIES, "olmo3", "cohere", "cohere2", "glm", "glm4", "olmo", "nemotron", "helium")
 LAYER_FAMILIES = (*WINDOW_FAMILIES, "gemma2")
 _REASONS = {
     "gpt_oss": "its attention has sinks",
     "gemma2": "its attention caps the scores",
+    "olmo3": "its layer types have rotations of their own",
     "gemma3_text": "its layer types have rotations of their own",
     "gemma4_text": "its layer types have rotations of their own",
     "deepseek_v2": "its keys are latent",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from drope.errors import DropeError
 from drope.models.attention import NAME, PLAN, Plan, register
 from drope.models.logit_scale import attention_modules
 from drope.positions import Requirements
@@ -120,7 +121,7 @@ def _hide(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple,
     if mask is None:
         mask = torch.ones(given.shape[0], total, dtype=torch.long, device=given.device)
     if mask.dim() != 2:
-        raise ValueError("a crop needs an attention mask of shape (B, T)")
+        raise DropeError("A crop needs an attention mask of shape (B, T), and generation a dynamic cache.")
     mask = mask.clone()
     mask[:, :start] = 0
     if positions is None:

@@ -18,8 +18,8 @@ def rope_shape(config: PreTrainedConfig) -> RopeShape:
     """θ, rotated width in channels and trained context C_train in tokens.
 
     C_train is `original_max_position_embeddings` where the configuration scales its own rotation (or was written by
-    drope), and `max_position_embeddings` otherwise. Where layer types have rotations of their own, the shape is that
-    of the global attention.
+    drope, which may also note it as `drope_context`), and `max_position_embeddings` otherwise. Where layer types have
+    rotations of their own, the shape is that of the global attention.
 
     Raises
     ------
@@ -36,6 +36,7 @@ def rope_shape(config: PreTrainedConfig) -> RopeShape:
     if parameters.get("rope_type", "default") != "default":
         own = parameters.get("original_max_position_embeddings")
         context = own or getattr(text, "original_max_position_embeddings", None) or context
+    context = getattr(text, "drope_context", None) or context
     width = head_width(text)
     rotated = int(width * float(parameters.get("partial_rotary_factor") or 1.0))
     theta = float(parameters["rope_theta"])

@@ -56,6 +56,7 @@ def stock_config(config: PreTrainedConfig, method: Method, length: int) -> PreTr
         }  # fmt: skip
     new = copy.deepcopy(config)
     text: Any = new.get_text_config(decoder=True)
+    text.drope_context = shape.context  # for `rope_shape`: not every rope type has a place for it
     if parameters is None:
         text.max_position_embeddings = max(length, text.max_position_embeddings)
         return new
@@ -108,7 +109,7 @@ def _smollm3(config: Any, method: Method, requirements: Requirements, length: in
         use_sliding_window=bool(windows),
         sliding_window=windows.pop() if windows else None,
     )
-    new.original_max_position_embeddings = rope_shape(config).context
+    new.drope_context = rope_shape(config).context
     if note := getattr(config, "drope_method", None):
         new.drope_method = note
     return new

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from drope.models.attention.heads import sdpa
@@ -29,7 +31,7 @@ def attend(
     m = slopes(q.shape[1]).to(q.device, torch.float32)  # (H,)
     first = mask.q_offset - mask.kv_offset
     if q.device.type == "cuda" and mask.plain and first == 0 and keys == queries >= 128 and dropout == 0:
-        return _flex(q, k, v, m, scaling)
+        return flex(q, k, v, m, scaling)
     parts = []
     for start in range(0, queries, BLOCK):
         stop = min(start + BLOCK, queries)
@@ -44,20 +46,21 @@ def attend(
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-_compiled = None
+_compiled: Any = None
 
 
-def _flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, m: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Compiled FlexAttention; the bias is computed in the kernel."""
+def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, m: torch.Tensor, scaling: float) -> torch.Tensor:
+    """FlexAttention, compiled on a GPU; the bias is computed in the kernel."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     global _compiled
-    if _compiled is None:
-        _compiled = torch.compile(flex_attention, dynamic=False)
+    if _compiled is None and q.device.type == "cuda":
+        _compiled = torch.compile(flex_attention)
+    kernel: Any = _compiled if q.device.type == "cuda" else flex_attention
 
     def bias(score, b, h, i, j):
         return score - m[h] * (i - j)
 
     tokens = q.shape[2]
     causal = create_block_mask(lambda b, h, i, j: i >= j, None, None, tokens, tokens, device=q.device)
-    return _compiled(q, k, v, score_mod=bias, block_mask=causal, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+    return kernel(q, k, v, score_mod=bias, block_mask=causal, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+
+from drope.errors import DropeError
 
 
 @dataclass
@@ -71,6 +73,10 @@ class Mask:
             q = count[:, self.q_offset : self.q_offset + queries]
             self._positions[queries, keys] = q, count[:, self.kv_offset : self.kv_offset + keys]
         return self._positions[queries, keys]
+
+    def contiguous(self) -> NoReturn:
+        """Called by `generate` alone, where it makes masks ahead for a static cache."""
+        raise DropeError("This method computes its own attention: generate with a dynamic cache, not a static one.")
 
     def allowed(self, queries: slice, keys: slice, window: int | None = None) -> torch.Tensor:
         """The block of pairs of these queries and keys (slices with start and stop), bool (B or 1, 1, q, k).
