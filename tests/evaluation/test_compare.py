@@ -20,7 +20,7 @@ from drope.results import Results
 
 CONFIG = EvaluationConfig(
     tasks=("single", "multi_key"), lengths=(220, 300), trials=3, depths=(0.0, 1.0), max_new_tokens=8, documents=2,
-    perplexity_bins=4,
+    perplexity_bins=4, sliding_window=False,
 )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_more_trials_keep_the_earlier(model, tokenizer, tmp_path, passes):
 
 def test_temperature_reaches_position_free_methods_only(model, tokenizer, tmp_path):
     entry = Entry(model, tokenizer, [get("rope"), get("drope")], temperature=Constant(1.7))
-    config = EvaluationConfig(tasks=(), lengths=(300,), documents=2, perplexity_bins=2)
+    config = EvaluationConfig(tasks=(), lengths=(300,), documents=2, perplexity_bins=2, sliding_window=False)
     results = compare({"m": entry}, config, tmp_path)
     values = {m.method: m.value for m in results.measurements if m.metric == "perplexity"}
     betas = {m.method: m.details.get("beta") for m in results.measurements}
@@ -195,3 +195,18 @@ def test_weights_key(model):
     model.config.name_or_path = "elsewhere"
     drop(model)
     assert weights_key(model) == key
+
+
+def test_sliding_window_is_the_same_model_with_less_text(model, tokenizer, tmp_path):
+    """A baseline of its own, only beyond the context; within its first window it is the model itself."""
+    config = EvaluationConfig(tasks=(), lengths=(200, 512), documents=2, perplexity_bins=4)
+    config.perplexity_lengths = (200, 512)
+    results = compare({"m": Entry(model, tokenizer, [get("rope"), get("pi")])}, config, tmp_path)
+    assert {(m.method, m.length) for m in results.measurements} == {
+        (n, k) for n in ("rope", "pi") for k in (200, 512)
+    } | {("sliding_window", 512)}  # fmt: skip
+    loss = {
+        (m.method, m.details["position_start"]): m.value for m in results.select(length=512, metric="loss")
+    }  # fmt: skip
+    assert loss["sliding_window", 1] == pytest.approx(loss["rope", 1], rel=1e-5)
+    assert loss["sliding_window", 384] != pytest.approx(loss["rope", 384], rel=1e-5)

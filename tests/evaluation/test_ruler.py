@@ -98,10 +98,10 @@ def test_same_needles_at_every_length(tokenizer, sentences):
 def test_depths_are_rulers_forty(tokenizer, sentences):
     assert len(RULER_DEPTHS) == 40
     assert (RULER_DEPTHS[0], RULER_DEPTHS[1], RULER_DEPTHS[-1]) == (0.0, 0.03, 1.0)
-    seen = {d for i in range(60) for d in Trials(tokenizer, sentences).make(get_task("niah_single_1"), 2000, i).depths}
-    assert len(seen) > 25
-    assert min(seen) == 0
-    assert max(seen) == 1
+    seen = {d for i in range(24) for d in Trials(tokenizer, sentences).make(get_task("niah_single_1"), 900, i).depths}
+    assert len(seen) > 12
+    assert min(seen) < 0.1
+    assert max(seen) > 0.9
 
 
 def test_variable_tracking(tokenizer, sentences):

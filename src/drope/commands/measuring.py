@@ -30,7 +30,9 @@ class Measuring:
     Parameters
     ----------
     tasks
-        Needle tasks: single, multi_query, multi_key, multi_value; none: perplexity only.
+        Tasks or groups of them: needles (the default: single, multi_query, multi_key, multi_value), ruler, order,
+        longbench, paper (the DroPE paper's four sets of LongBench), short (seven short-context tasks), or any task of
+        lm-evaluation-harness; none: perplexity only.
     lengths
         Tokens of prompt and answer together, such as 2x or 16k.
     trials
@@ -57,6 +59,12 @@ class Measuring:
         Lengths of those documents; the longest of --lengths by default.
     perplexity_bins
         Stretches of positions that perplexity is reported for.
+    longbench_data
+        Folder of SET.jsonl files for LongBench; hub by default.
+    task_data
+        Folder of TASK.jsonl files for the tasks of lm-evaluation-harness, in place of the hub.
+    documents_per_task
+        Documents of each task of lm-evaluation-harness; all by default.
     """
 
     tasks: Annotated[tuple[str, ...], Several] = ("single", "multi_query", "multi_key", "multi_value")
@@ -73,6 +81,9 @@ class Measuring:
     documents: int = 16
     perplexity_lengths: Annotated[tuple[str, ...], Several] = ()
     perplexity_bins: int = 32
+    longbench_data: str = "hub"
+    task_data: str | None = None
+    documents_per_task: int | None = None
 
     def config(self, context: int, seed: int) -> EvaluationConfig:
         """The evaluation's own settings, for a model of this context in tokens."""
@@ -80,17 +91,40 @@ class Measuring:
 
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["batch_tokens"] = values.pop("batch_tokens_eval")
-        values["tasks"] = () if self.tasks == ("none",) else tuple(t.replace("-", "_") for t in self.tasks)
+        values["tasks"], values["harness_tasks"] = split_tasks(self.tasks, self.task_data)
+        if values["harness_tasks"] and not values["tasks"] and self.documents == NO_MEASURING.documents:
+            values["documents"] = 0  # who asks for these tasks alone does not wait for long documents
         for name in ("lengths", "perplexity_lengths"):
             field = f"--{name.replace('_', '-')}"
             values[name] = tuple(parse_target(text, context, field) for text in getattr(self, name))
         return EvaluationConfig(**values, seed=seed)
 
 
+def split_tasks(names: Sequence[str], data: str | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Our own tasks and groups, and those left to lm-evaluation-harness (`short` written out)."""
+    from drope.evaluation import harness
+    from drope.evaluation.tasks import GROUPS, LONGBENCH, TASKS, get_task
+
+    known = {*TASKS, *LONGBENCH, *GROUPS}
+    ours: list[str] = []
+    others: list[str] = []
+    for name in () if tuple(names) == ("none",) else names:
+        plain = name if name in known else name.replace("-", "_")
+        if plain in known:
+            ours.append(plain)
+        elif name == "short":
+            others += harness.short_tasks(data)
+        elif harness.installed():
+            others.append(name)
+        else:
+            get_task(plain)  # raises, with the nearest names
+    return tuple(ours), tuple(dict.fromkeys(others))
+
+
 def measured_lengths(config: EvaluationConfig, context: int) -> list[int]:
     """Every length in tokens at which methods will run."""
     _, lengths, documents = config.resolved(context)
-    return sorted({*(lengths if config.tasks else ()), *documents})
+    return sorted({*(lengths if config.tasks else ()), *documents, *([context] if config.harness_tasks else [])})
 
 
 MeasuringFlags = Annotated[Measuring, Parameter(name="*", group=Group("What to measure", sort_key=20))]

@@ -13,7 +13,8 @@ from drope.evaluation.tasks import NEEDLES, TASKS, AnyTask, expand, get_task
 class EvaluationConfig:
     """What is measured.
 
-    tasks : names in `drope.evaluation.TASKS`, or the groups needles, ruler and order
+    tasks : names in `drope.evaluation.TASKS`, sets of LongBench (`longbench_lcc`), or the groups needles (the default),
+        ruler, order, longbench (21 sets) and paper (the DroPE paper's four of these)
     lengths : tokens of prompt + answer; empty for 1x, 2x, 4x and 8x the context
     trials : per task and length; `single` rounds up, so that each depth has equally many
     depths : grid of the single needle, 0 (start) to 1 (end)
@@ -24,6 +25,10 @@ class EvaluationConfig:
     stop_at_newline : cut outputs at the first newline after text
     text : source of held-out text for perplexity; documents: how many (0: no perplexity), concatenated to its lengths
     perplexity_lengths : tokens; empty for the longest of `lengths`. perplexity_bins: stretches of positions
+    sliding_window : with the unchanged model, also the perplexity of the same model shown only its trained context
+    longbench_data : folder of `SET.jsonl` files, or `hub`
+    harness_tasks : tasks of lm-evaluation-harness, run at the context; task_data: folder of `TASK.jsonl` files to read
+        them from in place of the hub; documents_per_task: the first so many; None for all
     seed : of all trials, 0 or more (the temperature fit draws from negative seeds)
     """
 
@@ -41,6 +46,11 @@ class EvaluationConfig:
     documents: int = 16
     perplexity_lengths: Sequence[int] = ()
     perplexity_bins: int = 32
+    sliding_window: bool = True
+    longbench_data: str = "hub"
+    harness_tasks: Sequence[str] = ()
+    task_data: str | None = None
+    documents_per_task: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,7 +69,11 @@ class EvaluationConfig:
         for name in ("lengths", "perplexity_lengths"):
             if any(not isinstance(v, int) or v < 2 for v in getattr(self, name)):
                 raise InputError(name, list(getattr(self, name)), "lengths in tokens, such as 2048")
-        if not self.tasks and not self.documents:
+        if self.documents_per_task is not None and self.documents_per_task < 1:
+            raise InputError(
+                "documents_per_task", self.documents_per_task, "a whole number of at least 1, or None for all"
+            )
+        if not self.tasks and not self.documents and not self.harness_tasks:
             raise InputError("tasks", "empty", f"some of {', '.join(TASKS)}, or documents > 0 for perplexity")
 
     def resolved(self, context: int) -> tuple[list[AnyTask], list[int], list[int]]:

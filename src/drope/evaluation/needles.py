@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,9 @@ def score_row(records: Sequence[dict], task: str, method: str, length: int, deta
 
 def record(trial: Trial, output: str) -> dict[str, Any]:
     """What the log holds of a finished sample."""
-    score = trial.score(output)
+    score: float | None = trial.score(output)
+    if score is not None and math.isnan(score):  # a set that is run and not scored
+        score = None
     return {
         "index": trial.index, "prompt": trial.folded, "digest": trial.digest, "tokens": len(trial.ids),
         "depths": list(trial.depths), "depth": trial.depth, "expected": list(trial.answers), "output": output,

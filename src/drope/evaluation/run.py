@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,19 +14,23 @@ from typing import Any, Protocol
 from drope.data.haystack import haystack
 from drope.data.sources import open_source
 from drope.errors import InputError, UnsupportedModelError
-from drope.evaluation import needles, perplexity
+from drope.evaluation import harness, needles, perplexity
 from drope.evaluation.config import EvaluationConfig
+from drope.evaluation.longbench import LongBenchTask, load_rows
 from drope.evaluation.losses import temperature_at
-from drope.evaluation.paired import mcnemar_rows
+from drope.evaluation.paired import mcnemar_rows, score_rows
+from drope.evaluation.server import Server
 from drope.evaluation.tasks import ORDER, RULER, AnyTask
 from drope.evaluation.tokens import windows
 from drope.evaluation.trials import Trials
-from drope.files import fingerprint
+from drope.files import fingerprint, write_json
 from drope.models import apply, rope_shape
 from drope.models.logit_scale import logit_scale
 from drope.positions import Method
 from drope.quantities import format_count
 from drope.results import Measurement, Results, describe_run
+
+WINDOW = "sliding_window"  # the unchanged model, shown only its trained context
 
 
 class Temperature(Protocol):
@@ -99,9 +104,10 @@ def compare(
     if not entries:
         raise InputError("models", "none", "at least one model with a method")
     context, out = _context(entries, context), Path(out)
-    measured, hits = _run(entries, config, out / "samples", context, keep=True)
+    measured, hits, scores = _run(entries, config, out / "samples", context, keep=True)
     settings = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items()}
     meta = {**describe_run(command, config.seed), "evaluation": settings, "paired": mcnemar_rows(hits, reference)}
+    meta["paired"] += score_rows(scores, reference)
     meta |= {"skipped": dict(skipped)} if skipped else {}
     results = Results(model_name or next(iter(entries)), context, measured, meta=meta)
     results.save(out / "results.json")
@@ -109,44 +115,66 @@ def compare(
 
 
 def _run(entries: dict[str, Entry], config: EvaluationConfig, folder: Path, context: int, keep: bool):
+    with ExitStack() as stack:
+        names = config.harness_tasks
+        tasks = stack.enter_context(harness.opened(names, config.task_data)) if names else None
+        return _run_all(entries, config, folder, context, keep, tasks)
+
+
+def _run_all(
+    entries: dict[str, Entry], config: EvaluationConfig, folder: Path, context: int, keep: bool,
+    others: harness.Harness | None,
+):  # fmt: skip
     """Cell by cell, all methods on one cell before the next, so that only one cell's trials are held."""
     tasks, lengths, document_lengths = config.resolved(context)
     plan = list(_named(entries))
     generators = _generators(entries, config) if tasks else {}
+    rows = {t.name: load_rows(t, config.longbench_data, config.trials) for t in tasks if isinstance(t, LongBenchTask)}
+    for entry in entries.values():
+        if isinstance(entry.model, Server):
+            entry.model.check(lengths if tasks else [])
     for length in lengths if tasks else ():  # impossible lengths fail before hours of work
         for generator in generators.values():
             for task in tasks:
-                generator.check(task, length, config.count(task))
+                generator.check(task, length, config.count(task), rows.get(task.name))
     documents = {
         (id(entry.tokenizer), length): windows(entry.tokenizer, heldout_texts(config.text), length, config.documents)
         for length in document_lengths for entry in entries.values()
     }  # fmt: skip
-    keys = {name: entry.key or weights_key(entry.model) for name, entry in entries.items()}
+    keys = {name: _key(entry) for name, entry in entries.items()}
     decoding = needles.Decoding(config.batch_tokens, config.stop_at_newline)
     measured: list[Measurement] = []
     hits: dict[tuple[str, int], dict[str, dict[str, bool]]] = {}
+    scores: dict[tuple[str, int], dict[str, dict[str, float]]] = {}
 
     for length in lengths if tasks else ():
         for task in tasks:
-            trials = {i: list(g.batch(task, length, config.count(task))) for i, g in generators.items()}
+            trials = {
+                i: list(g.batch(task, length, config.count(task), rows.get(task.name))) for i, g in generators.items()
+            }
             for label, name, entry, method in plan:
                 title = f"{label} {task.name} {format_count(length)}"
                 with _applied(entry, method, length) as details:
                     key = fingerprint([keys[name], method.name, method.settings(), details, task.identity(), length,
                                        config.seed, config.max_new_tokens, config.stop_at_newline])  # fmt: skip
                     log = folder / f"{label}-{task.name}-{length}-{key}.jsonl"
-                    records = needles.run_trials(
-                        entry.model, entry.tokenizer, trials[id(entry.tokenizer)], log, decoding, title
-                    )
-                details |= {"model": name, "trials": config.count(task)} | ({"samples": log.name} if keep else {})
+                    mine = trials[id(entry.tokenizer)]
+                    if isinstance(entry.model, Server):
+                        records = entry.model.run_trials(mine, log, config.stop_at_newline, title)
+                    else:
+                        records = needles.run_trials(entry.model, entry.tokenizer, mine, log, decoding, title)
+                details |= {"model": name, "trials": len(mine)} | ({"samples": log.name} if keep else {})
                 measured += _rows(task, records, label, length, details)
-                digests = {r["digest"]: bool(r["hit"]) for r in records}
-                hits.setdefault((task.name, length), {})[label] = digests
+                seen = scores if isinstance(task, LongBenchTask) else hits
+                found = {r["digest"]: r["found"] for r in records if r["found"] is not None}
+                if seen is hits:
+                    found = {r["digest"]: bool(r["hit"]) for r in records}
+                seen.setdefault((task.name, length), {})[label] = found
 
     for length in document_lengths:
-        for label, name, entry, method in plan:
+        for label, name, entry, method in _with_window(plan, length, context, config):
             ids = documents[id(entry.tokenizer), length]
-            crop = method.requirements(rope_shape(entry.model.config), length).crop
+            crop = context if label == WINDOW else method.requirements(rope_shape(entry.model.config), length).crop
             with _applied(entry, method, crop or length) as details:
                 key = fingerprint([keys[name], method.name, method.settings(), details, length, config.perplexity_bins])
                 records = perplexity.run_documents(
@@ -156,13 +184,60 @@ def _run(entries: dict[str, Entry], config: EvaluationConfig, folder: Path, cont
                 )  # fmt: skip
             details |= {"model": name, "documents": "held-out texts, concatenated"}
             measured += perplexity.measurements(records, label, length, config.perplexity_bins, details)
-    return measured, hits
+
+    if others:
+        measured += _run_harness(others, plan, config, context, folder, keys, scores)
+    return measured, hits, scores
+
+
+def _run_harness(
+    tasks: harness.Harness, plan, config: EvaluationConfig, context: int, folder: Path, keys, scores
+) -> list[Measurement]:
+    """The harness's tasks at the context, method by method; a method that is finished is read back from `folder`."""
+    measured: list[Measurement] = []
+    for label, name, entry, method in plan:
+        if isinstance(entry.model, Server):
+            raise InputError(
+                "tasks", tasks.tasks[0], "drope's own tasks on a server",
+                "The harness runs its own there: lm_eval --model local-completions.",
+            )  # fmt: skip
+        with _applied(entry, method, context) as details:
+            key = fingerprint([keys[name], method.name, method.settings(), details, list(tasks.tasks), context,
+                               config.task_data, config.documents_per_task, config.seed])  # fmt: skip
+            kept = folder / f"{label}-harness-{context}-{key}.json"
+            if kept.exists():
+                raw = json.loads(kept.read_text(encoding="utf-8"))
+                rows = [Measurement(**m) for m in raw["measurements"]]
+                documents = {t: {int(i): v for i, v in d.items()} for t, d in raw["documents"].items()}
+            else:
+                rows, documents = tasks.run(
+                    entry.model, entry.tokenizer, label=label, max_length=context, details=details,
+                    batch_tokens=config.batch_tokens, limit=config.documents_per_task, seed=config.seed,
+                )  # fmt: skip
+                write_json(kept, {"measurements": [asdict(m) for m in rows], "documents": documents})
+        for m in rows:
+            m.details["model"] = name
+        measured += rows
+        for task, values in documents.items():
+            scores.setdefault((task, context), {})[label] = {str(i): v for i, v in values.items()}
+    return measured
+
+
+def _with_window(plan, length: int, context: int, config: EvaluationConfig):
+    """The plan, and after the first plain RoPE the same model with a sliding window, where the text is longer."""
+    for label, name, entry, method in plan:
+        yield label, name, entry, method
+        if label == "rope" and config.sliding_window and length > context:
+            yield WINDOW, name, entry, method
 
 
 def _rows(task: AnyTask, records: list[dict], label: str, length: int, details: dict[str, Any]) -> list[Measurement]:
     """Success, by place where the task has places, and the mean score of tasks that are published with one."""
     if task.name in ORDER:
         details = {**details, "probe": "order", "chance": getattr(task, "chance", 0.0)}
+    if isinstance(task, LongBenchTask):
+        scored = [r for r in records if r["found"] is not None]
+        return [needles.score_row(scored, task.name, label, length, details)] if scored else []
     rows = needles.measurements(records, task.name, label, length, details)
     rows += needles.places(records, task.name, label, length, details)
     if task.name in RULER:
@@ -174,6 +249,9 @@ def _rows(task: AnyTask, records: list[dict], label: str, length: int, details: 
 def _applied(entry: Entry, method: Method, length: int) -> Iterator[dict[str, Any]]:
     """The method on the model for inputs of `length`, with the fitted temperature if it has no positions."""
     details: dict[str, Any] = {"settings": method.settings()} if method.settings() else {}
+    if isinstance(entry.model, Server):
+        yield details | {"server": True}
+        return
     with apply(entry.model, method, length):
         free = method.requirements(rope_shape(entry.model.config), length).rotation == "none"
         if entry.temperature is None or not free:
@@ -211,6 +289,11 @@ def _named(entries: dict[str, Entry]) -> Iterator[tuple[str, str, Entry, Method]
             yield label, name, entry, method
 
 
+def method_labels(entries: Mapping[str, Entry]) -> list[str]:
+    """What `compare` names the methods of these entries, in order."""
+    return [label for label, *_ in _named(dict(entries))]
+
+
 def _generators(entries: dict[str, Entry], config: EvaluationConfig) -> dict[int, Trials]:
     sentences = haystack(config.haystack)
     return {
@@ -230,7 +313,13 @@ def heldout_texts(spec: str) -> Iterable[str]:
 
 
 def _context(entries: dict[str, Entry], context: int | None) -> int:
+    if context is None and any(isinstance(e.model, Server) for e in entries.values()):
+        raise InputError("context", "none", "the trained context in tokens, which a server does not tell")
     return context or rope_shape(next(iter(entries.values())).model.config).context
+
+
+def _key(entry: Entry) -> str:
+    return entry.model.key if isinstance(entry.model, Server) else entry.key or weights_key(entry.model)
 
 
 def weights_key(model) -> str:

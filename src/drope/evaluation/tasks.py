@@ -13,7 +13,7 @@ from typing import Any
 
 from drope.data import needles as N
 from drope.errors import InputError
-from drope.evaluation import aggregation, order
+from drope.evaluation import aggregation, longbench, order
 from drope.evaluation.scoring import found, is_success
 from drope.evaluation.written import WrittenTask
 
@@ -84,7 +84,7 @@ def _ruler(name: str, haystack: str, key: str, value: str, pairs: int = 1, value
     )  # fmt: skip
 
 
-AnyTask = Task | WrittenTask
+AnyTask = Task | WrittenTask | longbench.LongBenchTask
 
 _NEEDLES = (
     Task("single", N.ASK_KEY, pairs=1, grid=True),
@@ -104,17 +104,22 @@ _RULER = (
     *aggregation.TASKS,
 )
 
-TASKS: dict[str, AnyTask] = {task.name: task for task in (*_NEEDLES, *_RULER, *order.TASKS)}
+TASKS: dict[str, Task | WrittenTask] = {task.name: task for task in (*_NEEDLES, *_RULER, *order.TASKS)}
+LONGBENCH = longbench.TASKS
 NEEDLES = tuple(t.name for t in _NEEDLES)
 RULER = tuple(t.name for t in _RULER)
 ORDER = tuple(t.name for t in order.TASKS)
-GROUPS = {"needles": NEEDLES, "ruler": RULER, "order": ORDER}
+GROUPS = {
+    "needles": NEEDLES, "ruler": RULER, "order": ORDER, "longbench": tuple(LONGBENCH), "paper": longbench.PAPER,
+}  # fmt: skip
 
 
 def get_task(name: str, values: int | None = None) -> AnyTask:
     """A task by name; `values` replaces the number of values that `multi_value` asks for."""
+    if name in LONGBENCH:
+        return LONGBENCH[name]
     if name not in TASKS:
-        raise unknown_task(name, TASKS)
+        raise unknown_task(name, [*TASKS, *LONGBENCH])
     task = TASKS[name]
     if isinstance(task, Task) and values is not None and name == "multi_value":
         return replace(task, values=values)
@@ -126,14 +131,15 @@ def unknown_task(name: str, known: Iterable[str], hint: str = "") -> InputError:
     known = list(known)
     near = difflib.get_close_matches(name.replace("-", "_"), known, n=2, cutoff=0.4)
     guess = f"Did you mean {' or '.join(near)}?" if near else ""
-    return InputError("tasks", name, ", ".join(known), f"{guess} {hint}".strip())
+    names = known if len(known) < 60 else [*known[:30], "and any task of lm-evaluation-harness"]
+    return InputError("tasks", name, ", ".join(names), f"{guess} {hint}".strip())
 
 
 def expand(names: Sequence[str]) -> tuple[str, ...]:
-    """Task names with the groups `needles`, `ruler` and `order` written out, each name once."""
+    """Task names with the groups (`GROUPS`) written out, each name once. `paper`: its four sets of LongBench."""
     out = [n for name in names for n in GROUPS.get(name, (name,))]
     return tuple(dict.fromkeys(out))
 
 
-__all__ = ["GROUPS", "NEEDLES", "ORDER", "RULER", "TASKS", "AnyTask", "Task", "expand", "found", "get_task",
-           "is_success", "unknown_task"]  # fmt: skip
+__all__ = ["GROUPS", "LONGBENCH", "NEEDLES", "ORDER", "RULER", "TASKS", "AnyTask", "Task", "expand", "found",
+           "get_task", "is_success", "unknown_task"]  # fmt: skip

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from drope.data import needles as N
 from drope.errors import InputError
+from drope.evaluation.longbench import LongBenchTask
 from drope.evaluation.scoring import scorer
 from drope.evaluation.tasks import AnyTask, Task
 from drope.evaluation.tokens import Encoder
-from drope.evaluation.written import Desk, Written, largest
+from drope.evaluation.written import Desk, Written, WrittenTask, largest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,7 +121,7 @@ class Trials:
         self._sizes: dict[int, int] = {}  # tokens of sentences, counted when first used
         self._characters_per_token = sum(len(s) + 1 for s in sample) / max(1, tokens)
 
-    def make(self, task: AnyTask, length: int, index: int) -> Trial:
+    def make(self, task: Task | WrittenTask, length: int, index: int) -> Trial:
         """Trial `index` of a task: the largest prompt with prompt + answer budget <= `length` tokens.
 
         Needles, question and place in the haystack are the same at every length.
@@ -144,8 +145,11 @@ class Trials:
             budget, np.asarray(ids, dtype=np.int32),
         )  # fmt: skip
 
-    def check(self, task: AnyTask, length: int, count: int) -> None:
+    def check(self, task: AnyTask, length: int, count: int, rows: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Raise InputError now if any of the first `count` trials would not fit: cheap, nothing is filled."""
+        if isinstance(task, LongBenchTask):
+            next(iter(task.make(rows or [], self.encode, length, self.seed)), None)
+            return
         if not isinstance(task, Task) or task.haystack != "text":
             self._largest(task, length, 0)
             return
@@ -153,10 +157,15 @@ class Trials:
         self._refuse(task, length, drafts)
         self._fill(drafts[0], length - self._budget(drafts[0], length), length)
 
-    def batch(self, task: AnyTask, length: int, count: int) -> Iterator[Trial]:
+    def batch(
+        self, task: AnyTask, length: int, count: int, rows: Sequence[Mapping[str, Any]] | None = None
+    ) -> Iterator[Trial]:
+        """The first `count` trials; `rows` holds the samples of a set of LongBench, of which there may be fewer."""
+        if isinstance(task, LongBenchTask):
+            return task.make((rows or [])[:count], self.encode, length, self.seed)
         return (self.make(task, length, i) for i in range(count))
 
-    def _largest(self, task: AnyTask, length: int, index: int) -> Trial:
+    def _largest(self, task: Task | WrittenTask, length: int, index: int) -> Trial:
         """The trial at the largest size with prompt + answer budget <= length, by the tokenizer's own count."""
         import numpy as np
 
