@@ -316,14 +316,34 @@ def test_a_checkpoint_of_another_run_is_not_read(make_model, tokenizer, config, 
     assert result.steps == 16
 
 
-def test_a_damaged_checkpoint_is_named(make_model, tokenizer, config, tmp_path, stopped_at):
+@pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
+def test_a_damaged_checkpoint_is_named_and_skipped(make_model, tokenizer, config, tmp_path, stopped_at, how, caplog):
+    whole = recalibrate(make_model(), tokenizer, config(eval_blocks=0), tmp_path / "whole")
     stopped_at(6)
     with pytest.raises(Interrupted):
-        recalibrate(make_model(), tokenizer, config(), tmp_path / "run")
-    file = tmp_path / "run" / "checkpoints" / "checkpoint-6" / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(DropeError, match="checkpoint-6 is damaged"):
-        recalibrate(make_model(), tokenizer, config(), tmp_path / "run", resume=True)
+        recalibrate(make_model(), tokenizer, config(eval_blocks=0), tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "checkpoint-6" / "optimizer.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content if how == "flipped" else content[:1000])
+    if how == "missing":
+        file.unlink()
+    resumed = recalibrate(make_model(), tokenizer, config(eval_blocks=0), tmp_path / "run", resume=True)
+    assert "checkpoint-6 is damaged (optimizer.pt" in caplog.text
+    assert (tmp_path / "run" / "checkpoints" / "damaged-checkpoint-6").is_dir()
+    assert same(weights(whole.model), weights(resumed.model))
+    assert resumed.steps == 16
+
+
+def test_with_no_whole_checkpoint_a_run_begins_again(make_model, tokenizer, config, tmp_path, stopped_at, caplog):
+    whole = recalibrate(make_model(), tokenizer, config(eval_blocks=0), tmp_path / "whole")
+    stopped_at(2)
+    with pytest.raises(Interrupted):
+        recalibrate(make_model(), tokenizer, config(eval_blocks=0), tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "checkpoint-2" / "model.safetensors").write_bytes(b"")
+    resumed = recalibrate(make_model(), tokenizer, config(eval_blocks=0), tmp_path / "run", resume=True)
+    assert "checkpoint-2 is damaged" in caplog.text
+    assert same(weights(whole.model), weights(resumed.model))
 
 
 def test_a_full_disk_keeps_what_was_written(make_model, tokenizer, config, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ COMMANDS = {
     "inspect": "Say what a model is, how it sees positions, and what an extension would take. Loads no weights.",
     "convert": "Drop the rotary embeddings of a model and write it as a stock checkpoint. No training.",
     "recalibrate": "Drop the rotary embeddings and train briefly at the original context, to recover the model.",
+    "plan": "Say what a recalibration takes on given GPUs: memory, a split that fits, time. Loads no weights.",
     "temperature": "Fit the softmax temperature β for each target length on held-out text.",
     "longrope2": "Search the rescale factors of LongRoPE2 for one model, by the perplexity of a distant needle.",
     "evaluate": "Measure one model: needles in haystacks, and perplexity by position.",
@@ -69,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: an unexpected error, or a check that failed. 2: bad input or an error that the user can mend.
     130: interrupted.
     """
+    from drope.commands import launching
+
     arguments = list(sys.argv[1:] if argv is None else argv)
+    launching.arguments[:] = arguments
     try:
         build()(arguments)
         return 0
@@ -81,8 +85,11 @@ def _exit_code(error: BaseException, verbose: bool) -> int:
     """Print `error` on stderr, in one paragraph and without a traceback unless `verbose`, and name its exit code."""
     from cyclopts import CycloptsError
 
-    from drope.errors import DropeError, Interrupted
+    from drope.errors import DropeError, InputError, Interrupted
+    from drope.training.processes import FailedElsewhere, rank
 
+    if isinstance(error, FailedElsewhere) or rank() and isinstance(error, InputError | Interrupted):
+        return 130 if isinstance(error, Interrupted) else 2  # the first process says it
     if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has gone: no fault of anyone's
         sys.stderr.close()
         return 0

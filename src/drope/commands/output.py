@@ -13,6 +13,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from drope.training.processes import rank
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
@@ -39,6 +41,8 @@ class Output:
 
     def result(self, value: dict[str, Any], *shown: RenderableType) -> None:
         """Print `value` as JSON under --json, else `shown` one after the other."""
+        if rank():
+            return  # the first process of a run speaks for all
         if self._general.json:
             print(json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str), file=self._stream)
             return
@@ -50,7 +54,7 @@ class Output:
 
     def note(self, text: str) -> None:
         """A line of progress on stderr; silent under --json."""
-        if not self._general.json:
+        if not self._general.json and not rank():
             print(text, file=sys.stderr, flush=True)
 
 
@@ -74,7 +78,7 @@ def session(general: General) -> Iterator[Output]:
     """Set up logging, and keep stdout for the result: what libraries print meanwhile goes to stderr."""
     from drope.progress import set_quiet
 
-    quiet = general.json and not general.verbose
+    quiet = general.json and not general.verbose or rank() > 0
     _set_up_logging(general.verbose)
     set_quiet(quiet)
     stdout = sys.stdout

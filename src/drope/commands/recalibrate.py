@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
+from drope.commands import launching
 from drope.commands.checkpoints import add_norm
 from drope.commands.measuring import short_name
 from drope.commands.options import NO_GENERAL, NO_LOADING, Flag, GeneralFlags, LoadingFlags, Tokens
@@ -33,6 +35,8 @@ app = App(
   drope recalibrate org/model --data text/ --tokens 5B --control --mixed-window longrope2 --to 8x --out out/longrope2
   # after an interruption, the same command and
   drope recalibrate org/model --data text/ --tokens 5B --out out/recalibrated --resume
+  # on the four GPUs of this machine; several machines: docs/training.md
+  drope recalibrate org/model --data text/ --tokens 5B --out out/x --nproc 4
   # any field of transformers.TrainingArguments
   drope recalibrate org/model --data text/ --tokens 5B --out out/x --set gradient_checkpointing=true report_to=wandb""",
 )
@@ -63,6 +67,8 @@ class Run:
         rest whole under this method's (LongRoPE2's training): longrope2, yarn, ntk, pi, ...
     short_share
         How large the first part is.
+    nproc
+        Processes on this machine, one GPU each. For several machines: torchrun or accelerate launch.
     """
 
     out: Path
@@ -74,6 +80,7 @@ class Run:
     qk_norm_tokens: Tokens = 16384
     mixed_window: str | None = None
     short_share: float = 0.3
+    nproc: int = 1
 
 
 @app.default
@@ -97,8 +104,15 @@ def recalibrate(
     """
     with session(general) as output:
         from drope import models
+        from drope.training import processes
         from drope.training import recalibrate as train
 
+        launching.check(run.nproc)
+        if launching.wanted(run.nproc):
+            if code := launching.launch(run.nproc):
+                raise SystemExit(code)
+            return
+        processes.set_device()
         if run.control and run.qk_norm:
             raise InputError("--qk-norm", True, "no QKNorm with --control, which trains the model as it is")
         if run.mixed_window and not run.control:
@@ -120,14 +134,9 @@ def recalibrate(
         norm: dict[str, Any] = {}
         if run.qk_norm:
             start = start if config.fade else models.drop(start)
-            start, norm = add_norm(
-                start,
-                loaded.tokenizer,
-                config.context or context,
-                run.qk_norm_init,
-                recalibrating.data,
-                run.qk_norm_tokens,
-            )
+            processes.start(start.device)
+            norming = (config.context or context, run.qk_norm_init, recalibrating.data, run.qk_norm_tokens)
+            start, norm = processes.first_then_all(partial(add_norm, start, loaded.tokenizer, *norming))
         done = train(
             start, loaded.tokenizer, config, run.out / "run", resume=run.resume, control=run.control, teacher=teacher
         )
@@ -138,12 +147,14 @@ def recalibrate(
             "recalibration": done.settings, **({"qk_norm": norm} if norm else {}),
         }  # fmt: skip
         if run.control and rescaled is None:
-            _save_control(done.model, loaded.tokenizer, written)
+            save: Any = partial(_save_control, done.model, loaded.tokenizer, written)
         else:
-            models.save(
-                done.model, written, loaded.tokenizer, target_length=target, provenance=provenance, overwrite=True,
+            save = partial(
+                models.save, done.model, written, loaded.tokenizer, target_length=target, provenance=provenance,
+                overwrite=True,
                 method=rescaled,
             )  # fmt: skip
+        processes.by_first(save)
         value = {"model": str(written), "steps": done.steps, "history": done.history, **provenance}
         output.result(value, *_summary(done, run, written))
 

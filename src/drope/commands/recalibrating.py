@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from drope.commands.config import parse_settings
-from drope.commands.options import Length, Pair, Several, Tokens
+from drope.commands.options import Flag, Length, Pair, Several, Tokens
 from drope.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,6 +67,24 @@ class Recalibrating:
         How the rotation goes: none (at once), lowest_first or linear. Default: none; fast: lowest_first.
     fade_share
         Share of the run over which it goes. Default: 0.3.
+    match
+        Share of the run, at its beginning, that also minimises the distance from the original's hidden states.
+    train
+        all, or attention for the attention layers alone.
+    lora
+        Rank of low-rank additions that are trained in place of the weights, then merged; 0: none.
+    on_divergence
+        When the loss is not finite or leaps: stop, or rollback to the last good checkpoint and halve the rate.
+    spike
+        Nats per token above the last 50 steps that are a leap; 0: only what is not finite.
+    fsdp
+        Spread weights, gradients and optimizer over the GPUs (FSDP2), for models that do not fit on one.
+    stream
+        Read and tokenise while training, from shards; for corpora too large to tokenise first.
+    bos
+        Begin each document with BOS.
+    document_mask
+        Tokens attend within their document only.
     text_field
         Column of the text in .jsonl, .parquet and hub data.
     set
@@ -95,6 +113,15 @@ class Recalibrating:
     distill_temperature: float = 1.0
     fade: Annotated[Literal["none", "lowest_first", "linear"] | None, Value] = None
     fade_share: Annotated[float | None, Value] = None
+    match: float = 0.0
+    train: Literal["all", "attention"] = "all"
+    lora: int = 0
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    spike: float = 2.0
+    fsdp: bool = False
+    stream: Flag = False
+    bos: Flag = False
+    document_mask: Flag = False
     text_field: str = "text"
     set: Annotated[tuple[str, ...], Several] = ()
 

@@ -69,6 +69,7 @@ def pack(
     seed: int = 0,
     heldout: bool = False,
     text_field: str = "text",
+    bos: bool = False,
 ) -> Blocks:
     """Blocks of `context` tokens from `spec` (see `drope.data.sources`), in the order in which a run sees them.
 
@@ -77,6 +78,7 @@ def pack(
     tokens : how many to return, rounded down to whole blocks; None: each block once. More than exist are repeated in
         further epochs, each in a new order, with a warning.
     cache_dir : where packed blocks are kept; by default `$DROPE_CACHE`, else `~/.cache/drope`
+    bos : begin each document with the tokenizer's BOS; the paper does not, and neither do episodes
     heldout : the blocks that training never sees, at most 64 of each source: its own held-out split where it has one,
         else its first blocks, one in fifty
 
@@ -85,15 +87,13 @@ def pack(
     InputError : the tokenizer has no EOS, the text is too short for one block, or the amount is missing or too small
     """
     source = spec if isinstance(spec, Source) else open_source(spec, text_field=text_field)
-    if tokenizer.eos_token_id is None:
-        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-        raise InputError("tokenizer", name, "a tokenizer with an EOS token, which goes between documents")
+    tokenising = Tokenising(tokenizer, bos)
     if context < 2:
         raise InputError("context", context, "at least 2 tokens")
     wanted = None if tokens is None else tokens // context
     if wanted == 0:
         raise InputError("tokens", tokens, f"at least one block of {context} tokens")
-    packer = _Packer(tokenizer, context, Path(cache_dir) if cache_dir else default_cache(), seed, heldout)
+    packer = _Packer(tokenising, context, Path(cache_dir) if cache_dir else default_cache(), seed, heldout)
     parts = source.parts if isinstance(source, Mixture) else ((source, 1.0),)
     if wanted is None:
         wanted = packer.everything(parts)
@@ -115,9 +115,55 @@ class _Cached:
     ordered: bool  # generated blocks are random already
 
 
+class Tokenising:
+    """Documents to ids: text, then EOS, after a BOS if asked for.
+
+    Raises
+    ------
+    InputError : the tokenizer has no EOS, or no BOS where one is asked for
+    """
+
+    def __init__(self, tokenizer: Any, bos: bool = False):
+        self.tokenizer, self.bos = tokenizer, bos
+        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        if tokenizer.eos_token_id is None:
+            raise InputError("tokenizer", name, "a tokenizer with an EOS token, which goes between documents")
+        if bos and tokenizer.bos_token_id is None:
+            raise InputError("bos", bos, f"false: {name} has no BOS token")
+        self.before = [tokenizer.bos_token_id] if bos else []
+
+    def document(self, text: str) -> np.ndarray:
+        """Ids of one whole document, int32 of shape (n,); none for a blank one."""
+        return np.concatenate([np.empty(0, np.int32), *self.batches([text])])
+
+    def batches(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
+        """Ids of many documents, in pieces."""
+        # Fast tokenizers run a batch on all cores by themselves; worker processes on top were no gain.
+        begins = True
+        for batch in _batches(_pieces(documents)):
+            texts = [text for text, _ in batch]
+            encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            ids: list[int] = []
+            for row, (_, ends) in zip(encoded, batch, strict=True):
+                if begins:
+                    ids += self.before
+                ids += row
+                if ends:
+                    ids.append(self.tokenizer.eos_token_id)
+                begins = ends
+            yield np.asarray(ids, dtype=np.int32)
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes whenever the ids would."""
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        content = fast.to_str() if fast is not None else sorted(self.tokenizer.get_vocab().items())
+        return fingerprint([content, self.tokenizer.eos_token_id, *self.before])
+
+
 @dataclass
 class _Packer:
-    tokenizer: Any
+    tokenising: Tokenising
     context: int
     cache: Path
     seed: int
@@ -199,7 +245,7 @@ class _Packer:
     def _cached(self, source: Source, kind: dict[str, Any], rows: Iterator[_Row], limit: int | None) -> _Cached:
         from datasets import Dataset
 
-        identity = {"source": source.identity(), "tokenizer": self._tokenizer_digest, "context": self.context}
+        identity = {"source": source.identity(), "tokenizer": self.tokenising.digest, "context": self.context}
         key = fingerprint({**identity, **kind, "version": _VERSION})
         folder = self.cache / "blocks" / key
         if not (folder / "blocks.json").exists():
@@ -237,11 +283,12 @@ class _Packer:
     def _episodes(self, source: EpisodeSource, n: int) -> Iterator[_Row]:
         from drope.data.episodes import NEEDLE, Episodes
 
-        need = 4 * _shortest_episode(self.tokenizer)
+        tokenizer = self.tokenising.tokenizer
+        need = 4 * _shortest_episode(tokenizer)
         if self.context < need:
             raise InputError("context", self.context, f"at least {need} tokens for `episodes` with this tokenizer")
         # The held-out stream has seeds of its own and hides its needles in other prose.
-        episodes = Episodes(self.tokenizer, source.sentences(self.heldout), self.context)
+        episodes = Episodes(tokenizer, source.sentences(self.heldout), self.context)
         stream = episodes.annotated_blocks(self.seed + (1 << 40 if self.heldout else 0))
         # Needles and questions are random draws: predicting them would teach nothing.
         yield from ((ids, kinds != NEEDLE) for ids, kinds in itertools.islice(stream, n))
@@ -249,28 +296,11 @@ class _Packer:
     def _pack(self, documents: Iterable[str]) -> Iterator[_Row]:
         """Rows of exactly `context` tokens; what is left at the very end is dropped."""
         rest, everything = np.empty(0, dtype=np.int32), np.ones(self.context, dtype=bool)
-        for ids in self._tokenise(documents):
+        for ids in self.tokenising.batches(documents):
             rest = np.concatenate([rest, ids])
             whole = len(rest) // self.context * self.context
             yield from ((row, everything) for row in rest[:whole].reshape(-1, self.context))
             rest = rest[whole:]
-
-    def _tokenise(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
-        # Fast tokenizers run a batch on all cores by themselves; worker processes on top were no gain.
-        for batch in _batches(_pieces(documents)):
-            encoded = self.tokenizer([text for text, _ in batch], add_special_tokens=False, verbose=False)["input_ids"]
-            ids: list[int] = []
-            for row, (_, ends) in zip(encoded, batch, strict=True):
-                ids += row
-                if ends:
-                    ids.append(self.tokenizer.eos_token_id)
-            yield np.asarray(ids, dtype=np.int32)
-
-    @cached_property
-    def _tokenizer_digest(self) -> str:
-        fast = getattr(self.tokenizer, "backend_tokenizer", None)
-        content = fast.to_str() if fast is not None else sorted(self.tokenizer.get_vocab().items())
-        return fingerprint([content, self.tokenizer.eos_token_id])
 
 
 def _shortest_episode(tokenizer: Any) -> int:

@@ -131,14 +131,18 @@ class HubSource(Source):
     text_field: str = "text"
 
     def documents(self) -> Iterator[str]:
-        from datasets import load_dataset
-
         with _hub_errors(self.spec):
-            rows = load_dataset(self.name, self.config, split="train", streaming=True)
-            for row in rows:
+            for row in self.rows():
                 if not isinstance(row.get(self.text_field), str):
                     raise InputError("--text-field", self.text_field, f"a text column of {self.name}: {', '.join(row)}")
                 yield row[self.text_field]
+
+    def rows(self) -> Any:
+        """The streamed dataset itself."""
+        from datasets import load_dataset
+
+        with _hub_errors(self.spec):
+            return load_dataset(self.name, self.config, split="train", streaming=True)
 
     def identity(self) -> dict[str, Any]:
         from datasets import load_dataset_builder

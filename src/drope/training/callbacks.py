@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from drope.files import write_text
 from drope.training import processes
-from drope.training.divergence import Watch
+from drope.training.divergence import Rollbacks, Watch
 
 if TYPE_CHECKING:
     from drope.progress import Bar
@@ -83,9 +83,17 @@ class History(TrainerCallback):
 class DivergenceCallback(TrainerCallback):
     """Looks at the loss of every step, before its checkpoint is written; raises `Diverged`."""
 
-    def __init__(self, config: RecalibrationConfig, plan: Plan):
-        self.watch = Watch(config.spike, plan.fade_steps)
+    def __init__(self, config: RecalibrationConfig, plan: Plan, rollbacks: Rollbacks):
+        self.watch, self.rollbacks = Watch(config.spike, plan.fade_steps), rollbacks
         self.trainer: RecalibrationTrainer | None = None  # set once it exists
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
+        if self.rollbacks.entries:  # a checkpoint brings the rate of its own time
+            scheduler = objects["lr_scheduler"]
+            for group, base, factor in zip(
+                objects["optimizer"].param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+            ):
+                group["lr"] = base * factor(scheduler.last_epoch)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Schedule = Literal["cosine", "wsd", "constant"]
 Optimizer = Literal["adamw", "muon"]
 Precision = Literal["auto", "bf16", "float32"]
+Part = Literal["all", "attention"]
 OnDivergence = Literal["stop", "rollback"]
 Fade = Literal["lowest_first", "linear"]
 
@@ -63,9 +64,17 @@ class RecalibrationConfig:
     fade : None drops the rotation at once; `lowest_first` takes frequencies out one after the other, the lowest first;
         `linear` scales all of them down together
     fade_share : share of the run over which it fades
+    match : share of the run, at its beginning, that also minimises the distance from the original's hidden states
+    train : `all`, or `attention` for the attention layers alone
+    lora : rank of low-rank additions that are trained in place of the linear layers' weights, then merged; 0: none
     on_divergence : what to do when the loss is not finite or leaps: `stop`, or `rollback` to the last good checkpoint
         and go on at half the rate, at most three times
     spike : nats per token above the loss of the last 50 steps that are a leap; 0: only what is not finite is one
+    fsdp : spread weights, gradients and optimizer over the processes (FSDP2; accelerators only)
+    stream : read and tokenise while training, from the shards of a hub dataset or a folder; for corpora too large to
+        tokenise first
+    bos : begin each document with BOS; the paper does not
+    document_mask : tokens attend within their document only; the paper's attend across
     mixed_window : for a control run: train at a longer target, in part under a rescaled rotation (LongRoPE2)
     training_arguments : further fields of `transformers.TrainingArguments`
 
@@ -97,8 +106,15 @@ class RecalibrationConfig:
     fade: Fade | None = None
     fade_share: float = 0.3
     text_field: str = "text"
+    match: float = 0.0
+    train: Part = "all"
+    lora: int = 0
     on_divergence: OnDivergence = "stop"
     spike: float = 2.0
+    fsdp: bool = False
+    stream: bool = False
+    bos: bool = False
+    document_mask: bool = False
     mixed_window: MixedWindow | None = None
     training_arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -114,6 +130,11 @@ class RecalibrationConfig:
         self._choices("optimizer", Optimizer)
         self._choices("precision", Precision)
         self._choices("on_divergence", OnDivergence)
+        self._choices("train", Part)
+        self._range("match", least=0, most=1)
+        self._whole("lora", 0)
+        if self.lora and (self.train != "all" or self.fsdp):
+            raise InputError("lora", self.lora, "0 with train=attention and with fsdp")
         if self.fade is not None:
             self._choices("fade", Fade)
         if self.learning_rate is not None:

@@ -76,7 +76,9 @@ class _Chunked(torch.autograd.Function):
                 weight=None if teacher.weight is None else teacher.weight.to(dtype))  # fmt: skip
             if differentiate:
                 grad_hidden = torch.empty_like(hidden)
-                grad_weight = None if weight is None else torch.zeros_like(weight, dtype=torch.float32)
+                grad_weight = None
+                if weight is not None and ctx.needs_input_grad[1]:
+                    grad_weight = torch.zeros_like(weight, dtype=torch.float32)
                 grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
             entropy = hidden.new_zeros((), dtype=torch.float32)
             divergence = torch.zeros_like(entropy)
@@ -104,12 +106,13 @@ class _Chunked(torch.autograd.Function):
                     soft = soft_p.exp_().sub_(q)
                     grad = log_p.exp_().mul_(1 - distill).add_(soft, alpha=distill * temperature)
                 grad.scatter_add_(-1, target, grad.new_full((1, 1), distill - 1).expand_as(target))
-                if cast is None or grad_weight is None:
+                if cast is None:
                     grad_hidden[part] = grad
                     continue
                 small = grad.to(dtype)
                 grad_hidden[part] = small @ cast
-                grad_weight += small.mT @ hidden[part].to(dtype)
+                if grad_weight is not None:
+                    grad_weight += small.mT @ hidden[part].to(dtype)
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
             if differentiate:

@@ -12,6 +12,7 @@ import torch
 from drope.errors import InputError
 from drope.training.config import LARGEST_BATCH, WSD_DECAY, RecalibrationConfig
 from drope.training.processes import count
+from drope.training.sharded import fsdp_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
@@ -76,8 +77,10 @@ class Plan:
             "save_strategy": "steps", "save_steps": every["save"], "save_total_limit": 2,
             "eval_strategy": "steps" if evaluates else "no", "eval_steps": every["eval"], "eval_on_start": evaluates,
             "logging_nan_inf_filter": False,
+            "ddp_find_unused_parameters": False,
             "remove_unused_columns": False, "report_to": "none", "disable_tqdm": True, "use_cpu": device.type == "cpu",
         }  # fmt: skip
+        ours |= fsdp_arguments(config, self.processes)
         try:
             arguments = TrainingArguments(**(ours | config.training_arguments))
         except (TypeError, ValueError, ImportError) as error:
@@ -127,13 +130,15 @@ def make_plan(
     warmup = int(config.warmup) if config.warmup >= 1 else math.ceil(config.warmup * steps)
     if warmup > steps:
         raise InputError("warmup", config.warmup, f"at most the run's {steps} steps")
+    if config.fsdp and model.device.type == "cpu":
+        raise InputError("fsdp", True, "an accelerator for each process", "accelerate shards on accelerators only.")
+    fsdp_arguments(config, processes)
     precision = config.precision if config.precision != "auto" else _precision(model.device)
     share = step_blocks // processes
     if config.micro_batch != "auto":
         micro = config.micro_batch
-    elif (
-        record is not None and record["settings"].get("processes", 1) == processes
-    ):  # sums in another order differ in their last bits: a resumed run keeps what it had
+    elif record is not None and record["settings"].get("processes", 1) == processes:
+        # Sums in another order differ in their last bits: a resumed run keeps what it had.
         micro = int(record["settings"].get("micro_batch") or 1)
     else:
         micro = _micro_batch(model, teacher, context, share, precision)

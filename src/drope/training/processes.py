@@ -6,6 +6,7 @@ call in a run of one process.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,6 +15,11 @@ from typing import Any, TypeVar
 from drope.errors import DropeError
 
 T = TypeVar("T")
+
+
+class FailedElsewhere(DropeError):
+    """Another process of the run has failed, and says why."""
+
 
 _LONGEST_WAIT = timedelta(
     days=7
@@ -47,6 +53,7 @@ def start(device: Any) -> None:
     import torch.distributed as dist
 
     if not dist.is_initialized():
+        atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
         dist.init_process_group("gloo" if device.type == "cpu" else f"{device.type}:nccl,cpu:gloo")
     if _waiting is None:
         _waiting = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
@@ -100,7 +107,7 @@ def by_first(work: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise outcome[1]
     if message[1] is not None:
-        raise DropeError(message[1])
+        raise FailedElsewhere(message[1])
     return message[0]
 
 
@@ -123,7 +130,7 @@ def first_then_all(work: Callable[[], T]) -> T:
         if error is not None:
             raise error
         if failures:
-            raise DropeError(failures[0])
+            raise FailedElsewhere(failures[0])
     return result
 
 

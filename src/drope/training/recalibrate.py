@@ -23,6 +23,7 @@ from drope.training import processes
 from drope.training.config import RecalibrationConfig
 from drope.training.divergence import Diverged, Rollbacks
 from drope.training.record import claim, read_record, weights_digest
+from drope.training.sharded import is_sharded, unsharded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 class RecalibrationResult:
     """What `recalibrate` returns.
 
-    model : the model that was passed in, trained: position free, or rotating after a control run
+    model : the model that was passed in, trained: position free, or rotating after a control run (after `config.fsdp`
+        a whole one on the CPU)
     history : rows {tokens, loss, objective, divergence, learning_rate, tokens_per_second, eval_loss}; loss and
         eval_loss are cross entropies in nats per token, objective is what was minimised; None where not measured
     tokens_seen : tokens trained on, earlier parts of a resumed run included
@@ -85,7 +87,6 @@ def recalibrate(
     Interrupted : SIGINT or SIGTERM; a checkpoint was written and the message says how to go on
     DropeError : the disk is full, the loss diverges, memory does not suffice, or processes of one run differ
     """
-    from drope.data.packing import pack
     from drope.models.shape import stops_rotation
     from drope.training.plan import make_plan
 
@@ -95,18 +96,14 @@ def recalibrate(
     if config.fade and not control and stops_rotation(model.config):
         allowed = "none for a checkpoint that is position free already"
         raise InputError("fade", config.fade, allowed, "Start from the original to fade.")
-    if teacher is None and config.distill:
+    if teacher is None and (config.distill or config.match):
         teacher = _own_teacher(model)
     plan = make_plan(model, tokenizer, config, teacher, record, control)
     plan = replace(plan, micro_batch=min(processes.gathered(plan.micro_batch)))
     amount = plan.steps * plan.step_blocks * plan.context
     packing: dict[str, Any] = {"cache_dir": cache_dir, "seed": config.seed, "text_field": config.text_field}
-    blocks, heldout = processes.first_then_all(
-        lambda: (
-            pack(config.data, tokenizer, plan.context, tokens=amount, **packing),
-            _heldout(config, tokenizer, plan.context, packing),
-        )
-    )
+    packing["bos"] = config.bos
+    blocks, heldout = processes.first_then_all(partial(_blocks, config, tokenizer, plan.context, amount, packing))
     data = {
         "spec": str(config.data),
         "fingerprint": blocks.fingerprint,
@@ -116,13 +113,19 @@ def recalibrate(
     settings = asdict(config) | asdict(plan) | {"blocks": blocks.fingerprint, "control": control}
     if config.mixed_window is not None:
         settings["mixed_window"] = config.mixed_window.to_dict()
-    settings |= {"weights": weights_digest(model), "teacher": weights_digest(teacher) if config.distill else None}
+    settings |= {
+        "weights": weights_digest(model),
+        "teacher": weights_digest(teacher) if config.distill or config.match else None,
+    }
     settings = json.loads(json.dumps(settings, default=str))
     processes.agreed(settings)
     run = processes.by_first(lambda: claim(out, settings, record))
 
-    with _borrowed(model, control, bool(config.fade)):
-        history = _train_through(model, config, plan, blocks, heldout, teacher, out, run, control, resume)
+    with _borrowed(model, control, bool(config.fade)), _part(model, config):
+        eos = tokenizer.eos_token_id
+        history = _train_through(model, config, plan, blocks, heldout, teacher, out, run, control, resume, eos)
+        if is_sharded(model):
+            model = unsharded(model)
     tokens = plan.steps * plan.step_blocks * plan.context
     checkpoint = out / "checkpoints" / f"checkpoint-{plan.steps}"
     return RecalibrationResult(model, history, tokens, plan.steps, data, checkpoint, settings)
@@ -139,6 +142,7 @@ def _train_through(
     run: str,
     control: bool,
     resume: bool,
+    eos: int,
 ) -> list[dict[str, Any]]:
     """`_train`, and again from the last good checkpoint at a lower rate where the loss diverges, if asked for."""
     wanted = config.on_divergence == "rollback"
@@ -146,7 +150,7 @@ def _train_through(
     begin = {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()} if wanted else {}
     while True:
         try:
-            return _train(model, config, plan, blocks, heldout, teacher, out, run, control, resume, rollbacks)
+            return _train(model, config, plan, blocks, heldout, teacher, out, run, control, resume, rollbacks, eos)
         except Diverged as error:
             if not wanted:
                 raise DropeError(error.advice(config, plan)) from None
@@ -167,6 +171,7 @@ def _train(
     control: bool,
     resume: bool,
     rollbacks: Rollbacks,
+    eos: int,
 ) -> list[dict[str, Any]]:
     """Run the Trainer; the rows of the history."""
     import torch
@@ -187,7 +192,7 @@ def _train(
         history = History(out / "history.jsonl", plan.step_tokens, bar)
         stop = StopCallback()
         # The watch looks at a step's loss before it is logged, and before its checkpoint is written.
-        watch = DivergenceCallback(config, plan)
+        watch = DivergenceCallback(config, plan, rollbacks)
         callbacks: list[Any] = [watch, history, stop]
         if config.fade and not control:
             callbacks.append(FadeCallback(model, config.fade, plan.fade_steps))
@@ -199,8 +204,9 @@ def _train(
             model=model, args=plan.training_arguments(config, folder, bool(heldout), model.device), callbacks=callbacks,
             train_dataset=blocks.dataset, eval_dataset=heldout.dataset if heldout else None,
             data_collator=lambda rows: {k: torch.stack([row[k] for row in rows]) for k in ("input_ids", "trained")},
-            config=config, teacher=teacher if config.distill else None, autocast=plan.autocast, run=run,
+            config=config, teacher=teacher if config.distill or config.match else None, autocast=plan.autocast, run=run,
             windows=windows, rate_factor=rollbacks.factor,
+            eos=eos if config.document_mask else None, match_steps=round(config.match * plan.steps),
         )  # fmt: skip
         trainer.pop_callback(PrinterCallback)
         history.trainer = watch.trainer = trainer
@@ -253,6 +259,15 @@ def _borrowed(model: PreTrainedModel, control: bool, fades: bool) -> Iterator[No
         model.config.use_cache = use_cache
 
 
+def _part(model: PreTrainedModel, config: RecalibrationConfig) -> Any:
+    """What of the model is trained."""
+    from drope.training.parts import low_rank, only_attention
+
+    if config.lora:
+        return low_rank(model, config.lora)
+    return only_attention(model) if config.train == "attention" else nullcontext()
+
+
 @contextmanager
 def _training_errors() -> Iterator[None]:
     import torch
@@ -277,6 +292,26 @@ def _own_teacher(model: PreTrainedModel) -> PreTrainedModel:
     for p in teacher.parameters():
         p.requires_grad_(False)
     return teacher
+
+
+def _blocks(
+    config: RecalibrationConfig, tokenizer: Any, context: int, tokens: int, packing: dict[str, Any]
+) -> tuple[Any, Blocks | None]:
+    """Blocks of training and held-out ones."""
+    from drope.data.packing import Tokenising, default_cache, pack
+    from drope.data.sources import open_source
+    from drope.data.streaming import LastShard, stream
+
+    if not config.stream:
+        blocks: Any = pack(config.data, tokenizer, context, tokens=tokens, **packing)
+        return blocks, _heldout(config, tokenizer, context, packing)
+    source = open_source(config.data, text_field=config.text_field)
+    notes = Path(packing["cache_dir"] or default_cache()) / "positions"
+    blocks = stream(source, Tokenising(tokenizer, config.bos), context, tokens=tokens, notes=notes)
+    heldout = None
+    if config.eval_blocks:
+        heldout = pack(LastShard(source), tokenizer, context, tokens=config.eval_blocks * context, **packing)
+    return blocks, heldout
 
 
 def _heldout(config: RecalibrationConfig, tokenizer: Any, context: int, packing: dict[str, Any]) -> Blocks | None:

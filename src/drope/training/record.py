@@ -24,14 +24,14 @@ def read_record(out: Path, resume: bool) -> dict[str, Any] | None:
     """What `out` says of the run to go on with; None for a new run."""
     path = out / "recalibration.json"
     if not resume:
-        if path.exists() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        if path.exists() or (out.exists() and not _is_empty(out)):
             hint = (
                 "Pass --resume to go on with the run in it, or choose another." if path.exists() else "Choose another."
             )
             raise InputError("--out", str(out), "a folder that does not exist yet", hint)
         return None
     if not path.exists():
-        if out.is_dir() and not any(out.iterdir()):
+        if out.is_dir() and _is_empty(out):
             return None  # stopped before it began
         raise InputError("--out", str(out), "the folder of a run to resume", "There is no recalibration.json in it.")
     try:
@@ -41,6 +41,11 @@ def read_record(out: Path, resume: bool) -> dict[str, Any] | None:
         raise InputError(
             "--out", str(out), "the folder of a run to resume", f"Its record is damaged: {error}"
         ) from error
+
+
+def _is_empty(out: Path) -> bool:
+    """Whether a folder holds nothing, or a record that a killed process had not written to its end."""
+    return out.is_dir() and all(path.name.startswith(".recalibration.json.") for path in out.iterdir())
 
 
 def claim(out: Path, settings: dict[str, Any], record: dict[str, Any] | None) -> str:

@@ -20,6 +20,7 @@ from drope.errors import DropeError
 from drope.training import processes
 from drope.training.checkpoints import checkpoints, write_marker
 from drope.training.losses import Logits, Losses, chunked_loss, linear_head
+from drope.training.matching import layer_outputs, mismatch
 from drope.training.optimizers import muon_adamw
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class RecalibrationTrainer(Trainer):
     teacher : the RoPE original, if its logits are part of the objective
     autocast : dtype of the computation over float32 weights; None: as the weights are
     run : identity of the run, kept in its checkpoints
+    eos : the id that ends documents, where tokens are to attend within their own only; None: across documents
+    match_steps : steps in which the distance from the teacher's hidden states is part of the objective
     rate_factor : from the number of a step to what its learning rate is multiplied with
     windows : decides the rotation and the window of each micro batch, in mixed-window training
     """
@@ -55,12 +58,14 @@ class RecalibrationTrainer(Trainer):
         autocast: torch.dtype | None,
         run: str,
         rate_factor: Any = None,
+        eos: int | None = None,
+        match_steps: int = 0,
         windows: Windows | None = None,
         **kwargs: Any,
     ):
         self.windows = windows
         self.config, self.teacher, self.autocast, self.run = config, teacher, autocast, run
-        self.rate_factor = rate_factor
+        self.rate_factor, self.eos, self.match_steps = rate_factor, eos, match_steps
         super().__init__(*args, **kwargs)
         self.loss_is_scaled_for_ga = True  # ours is a micro batch's share of the mean of the whole batch
         self._head = linear_head(self.model)
@@ -107,19 +112,32 @@ class RecalibrationTrainer(Trainer):
     def _losses(self, model: Any, batch: Any, distill: float) -> Losses:
         """The objective on the blocks of a batch: position t predicts token t + 1 where that is to be predicted."""
         ids, trained = batch["input_ids"], batch["trained"]
+        # transformers masks documents apart where positions begin again; without rotation they mean nothing else.
+        apart = {} if self.eos is None else {"position_ids": document_positions(ids, self.eos)}
         rows = _predictions(trained)
+        matches = self.state.global_step < self.match_steps and model.training
+        with contextlib.ExitStack() as stack:
+            caught = [stack.enter_context(layer_outputs(m)) for m in (self.model, self.teacher)] if matches else []
+            losses = self._predicted_losses(model, ids, rows, apart, distill, bool(matches))
+        if matches:
+            losses = losses._replace(loss=losses.loss + mismatch(caught[0], caught[1], rows))
+        return losses
+
+    def _predicted_losses(
+        self, model: Any, ids: Tensor, rows: Tensor, apart: dict[str, Tensor], distill: float, teaches: bool
+    ) -> Losses:
         taught = None
-        if self.teacher is not None and distill:
+        if self.teacher is not None and (distill or teaches):
             with torch.no_grad():
-                taught = _unembedded(self.teacher, self._teacher_head, ids, rows)
+                taught = _unembedded(self.teacher, self._teacher_head, ids, rows, apart)
         if (head := self._whole_head()) is None:
-            outputs = model(input_ids=ids, use_cache=False)
+            outputs = model(input_ids=ids, use_cache=False, **apart)
             student = Logits(_at(outputs.logits, rows))
         else:
             # The wrapped model runs (its hooks reduce gradients), its last hidden states are caught on their way.
             catch = self.model.base_model.register_forward_hook(lambda *call: self._hidden.append(call[-1][0]))
             try:
-                outputs = model(input_ids=ids, use_cache=False, logits_to_keep=1)
+                outputs = model(input_ids=ids, use_cache=False, logits_to_keep=1, **apart)
             finally:
                 catch.remove()
             student = Logits(_at(self._hidden.pop(), rows), *head)
@@ -237,13 +255,25 @@ def _gathered(weight: Tensor) -> Tensor:
     from torch.distributed.tensor import Partial
 
     sharded: Any = weight
-    return sharded.full_tensor(grad_placements=[Partial("avg")] * sharded.device_mesh.ndim)
+    mesh = sharded.device_mesh
+    whole = sharded.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    if whole.requires_grad:
+        whole.register_hook(lambda grad: grad / mesh.size())  # gloo has sums only
+    return whole
 
 
-def _unembedded(model: Any, head: Any, ids: Tensor, rows: Tensor) -> Logits:
+def document_positions(ids: Tensor, eos: int) -> Tensor:
+    """Positions (B, T) that begin at 0 after each EOS."""
+    at = torch.arange(ids.shape[1], device=ids.device)
+    begins = torch.zeros_like(ids)
+    begins[:, 1:] = torch.where(ids[:, :-1] == eos, at[1:], 0)
+    return at - begins.cummax(1).values
+
+
+def _unembedded(model: Any, head: Any, ids: Tensor, rows: Tensor, apart: dict[str, Tensor]) -> Logits:
     if head is None:
-        return Logits(_at(model(input_ids=ids, use_cache=False).logits, rows))
-    hidden = model.base_model(input_ids=ids, use_cache=False)[0]
+        return Logits(_at(model(input_ids=ids, use_cache=False, **apart).logits, rows))
+    hidden = model.base_model(input_ids=ids, use_cache=False, **apart)[0]
     return Logits(_at(hidden, rows), head.weight, head.bias)
 
 

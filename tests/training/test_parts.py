@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from drope import models
+from drope.errors import InputError
+from drope.training import RecalibrationConfig, recalibrate
+from drope.training.matching import layer_outputs, mismatch
+from drope.training.norms import add_joint_norm
+
+
+@pytest.fixture
+def config(text):
+    def make(**changes) -> RecalibrationConfig:
+        settings = {
+            "data": str(text), "tokens": 12 * 128, "batch_tokens": 128, "learning_rate": 1e-2, "eval_blocks": 2,
+            "precision": "float32", "micro_batch": 4,
+        }  # fmt: skip
+        return RecalibrationConfig(**(settings | changes))
+
+    return make
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_attention_alone_changes_and_all_can_train_afterwards(make_model, tokenizer, config, tmp_path):
+    model = make_model()
+    before = weights(model)
+    result = recalibrate(model, tokenizer, config(train="attention"), tmp_path / "run")
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == ("self_attn" not in name), name
+    assert all(p.requires_grad for p in model.parameters())
+    assert result.history[-1]["eval_loss"] < result.history[0]["eval_loss"]
+
+
+def test_low_rank_additions_are_merged(make_model, tokenizer, config, tmp_path):
+    model = make_model()
+    before = weights(model)
+    result = recalibrate(model, tokenizer, config(lora=4), tmp_path / "run")
+    assert {n: type(m) for n, m in model.named_modules()} == {n: type(m) for n, m in make_model().named_modules()}
+    for name, p in model.named_parameters():
+        change = p.detach() - before[name]
+        if name.endswith("_proj.weight"):
+            assert 1 <= torch.linalg.matrix_rank(change, rtol=1e-4) <= 4, name
+        else:
+            assert not change.any(), name
+    assert result.history[-1]["eval_loss"] < result.history[0]["eval_loss"]
+    ids = torch.arange(20)[None]
+    models.save(model, tmp_path / "model", tokenizer, target_length=64)
+    loaded = models.load(tmp_path / "model").model
+    torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_low_rank_runs_resume(make_model, tokenizer, config, tmp_path, monkeypatch):
+    from drope.training.callbacks import StopCallback
+
+    whole = recalibrate(make_model(), tokenizer, config(lora=2), tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    def die(self, args, state, control, **kwargs):
+        if state.global_step == 7:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopCallback, "on_step_begin", die)
+        with pytest.raises(Killed):
+            recalibrate(make_model(), tokenizer, config(lora=2), tmp_path / "run")
+    resumed = recalibrate(make_model(), tokenizer, config(lora=2), tmp_path / "run", resume=True)
+    for ours, theirs in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_matching_brings_the_hidden_states_near(make_model, tokenizer, config, tmp_path):
+    ids = torch.arange(1, 31)[None]
+    rows = torch.arange(30)
+
+    def distance(model):
+        with layer_outputs(model) as ours, layer_outputs(original) as theirs, torch.no_grad():
+            model(input_ids=ids), original(input_ids=ids)
+        direct = []
+        for a, b in zip(ours, theirs, strict=True):
+            direct.append(((a - b).norm() / b.norm()).square())
+        torch.testing.assert_close(mismatch(ours, theirs, rows), torch.stack(direct).mean())
+        return direct[0].item()
+
+    original = make_model()
+    plain = recalibrate(make_model(), tokenizer, config(), tmp_path / "plain")
+    matched = recalibrate(make_model(), tokenizer, config(match=1.0), tmp_path / "matched")
+    assert distance(matched.model) < distance(plain.model)
+    assert matched.history[0]["objective"] > matched.history[0]["loss"]
+    phase = recalibrate(make_model(), tokenizer, config(match=0.5), tmp_path / "phase")
+    assert phase.history[-1]["objective"] == pytest.approx(phase.history[-1]["loss"])
+
+
+@pytest.mark.parametrize("which", ["qk", "q", "k"])
+def test_joint_norms_normalise_the_whole_width(make_model, tokenizer, config, tmp_path, which):
+    model = add_joint_norm(make_model(), which)
+    attention, x = model.model.layers[0].self_attn, torch.randn(1, 4, 32)
+    for letter in "qk":
+        found = getattr(attention, f"{letter}_proj")(x)
+        rms = found.square().mean(-1).sqrt()
+        assert torch.allclose(rms, torch.ones(1, 4), atol=1e-3) == (letter in which)
+    result = recalibrate(model, tokenizer, config(), tmp_path / "run")
+    assert result.history[-1]["eval_loss"] < result.history[0]["eval_loss"]
+
+
+def test_bad_input(make_model, tokenizer, config, tmp_path):
+    with pytest.raises(InputError, match="lora is 4"):
+        config(lora=4, train="attention")
+    with pytest.raises(InputError, match="train is 'mlp'; allowed: all, attention"):
+        config(train="mlp")
+    with pytest.raises(InputError, match="qk, q, k"):
+        add_joint_norm(make_model(), "v")
