@@ -70,10 +70,11 @@ def test_frequencies_alone_read_no_weights(drope: Drope, tiny: str, tmp_path: Pa
 
 
 def test_a_position_free_model_alone(drope: Drope, dropped: str, tmp_path: Path) -> None:
-    parts = ("--parts", "heads", "crop", "spread", "changes", "entropy")
+    parts = ("--parts", "frequencies", "initial", "heads", "crop", "spread", "changes", "entropy")
     found = drope("analyze", dropped, *parts, *QUICK, "--beyond", "2x", "--out", tmp_path / "page")
     assert list(found["parts"]["heads"]["states"]) == ["drope"]
     assert "crop" not in found["parts"]
+    assert set(found["parts"]["initial"]["gradients"]) == {"rope", "nope"}  # its rotation is on record
     assert any("YaRN" in note for note in found["notes"])
     entropy = found["parts"]["entropy"]
     assert entropy["reference"] == 128
@@ -90,13 +91,16 @@ def test_the_fitted_temperature_stands_beside_the_predicted_one(
 
 
 def test_along_a_run(drope: Drope, tiny: str, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train = ("--data", "stdlib:prose", "--tokens", "3k", "--batch-tokens", "512", "--micro-batch", "2")
-    drope("recalibrate", tiny, *train, "--eval-blocks", "0", "--save-every", "1k", "--out", run)
-    found = drope("analyze", tiny, "--parts", "initial", *QUICK, "--along", run / "run", "--out", tmp_path / "page")
+    from drope.models import load
+
+    model = load(tiny).model
+    for step in (1, 2, 3):
+        model.lm_head.weight.data.mul_(1.1)
+        model.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+    found = drope("analyze", tiny, "--parts", "initial", *QUICK, "--along", tmp_path, "--out", tmp_path / "page")
     rows = found["parts"]["along"]
     assert {r["method"] for r in rows} == {"rope", "nope"}
-    assert len(rows) >= 4
+    assert list(dict.fromkeys(r["checkpoint"] for r in rows)) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     assert "Gradients along training" in (tmp_path / "page" / "analysis.html").read_text(encoding="utf-8")
 
 

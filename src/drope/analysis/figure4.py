@@ -74,7 +74,10 @@ def initial_gradients(
     seed: int = 0,
     largest: int = LARGEST,
 ) -> Initial:
-    """Figure 4: the same initial weights with the config's rotation and without it, on the same text."""
+    """Figure 4: the same initial weights with the config's rotation and without it, on the same text.
+
+    A position-free checkpoint's rotation is taken from its record; where there is none, `note` says so.
+    """
     from drope.analysis.attention import observe
     from drope.models import apply
     from drope.positions import Nope, Rope
@@ -82,9 +85,14 @@ def initial_gradients(
     model, note = initialised(config, seed, largest)
     gradients, spreads = {}, {}
     for method in (Rope(), Nope()):
-        with apply(model, method, ids.shape[1]):
-            gradients[method.name] = gradient_norms(model, ids, patterns)
-            spreads[method.name] = spread_by_layer(observe(model, ids, hidden=True))
+        try:
+            with apply(model, method, ids.shape[1]):
+                gradients[method.name] = gradient_norms(model, ids, patterns)
+                spreads[method.name] = spread_by_layer(observe(model, ids, hidden=True))
+        except DropeError as error:
+            if method.name == "nope":
+                raise
+            note = f"{note} Without RoPE: {error}".strip()  # a config that says no rotation, and no record of its own
     return Initial(gradients, spreads, note)
 
 
