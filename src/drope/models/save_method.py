@@ -46,14 +46,25 @@ def save_method(
     from drope.models.apply import apply
     from drope.models.card import model_card
     from drope.models.encoding import Encoding, config_json
+    from drope.models.fold_heads import heads_folded, prove_heads
     from drope.models.rotary import is_position_free
     from drope.models.save import raise_tokenizer_limit, save, shell, sidecar
     from drope.models.shape import rope_shape
     from drope.models.stock import stock_config
     from drope.positions import Requirements
+    from drope.positions.temperatures import HeadTemperature, Tempered
 
     requirements = check_method(model.config, method, target_length)
     provenance = dict(provenance or {}) | {"method": method.name}
+    if isinstance(method, Tempered) and isinstance(method.temperature, HeadTemperature):
+        values, inner = method.temperature.values, method.method
+        prove_heads(model, method, inner, values, target_length)
+        provenance["temperature"] = dict(provenance.get("temperature") or {}) | {"heads": values}
+        with heads_folded(model, values):
+            return save(
+                model, out, tokenizer, target_length=target_length, beta=beta, provenance=provenance, card=card,
+                overwrite=overwrite, method=inner,
+            )  # fmt: skip
     if requirements == Requirements(rotation="none", logit_scale=requirements.logit_scale):
         with apply(model, method, target_length):
             return save(
