@@ -20,7 +20,8 @@ from timing import interleaved, median_interval
 from drope.evaluation.needles import Decoding, run_trials
 from drope.evaluation.tokens import Encoder
 from drope.evaluation.trials import Trial
-from drope.models import load
+from drope.models import apply, load
+from drope.positions import get
 from drope.results import Measurement, Results, describe_run, wilson
 
 BUDGET, TARGET = 128, 3.0
@@ -40,6 +41,7 @@ def samples(tokenizer, length: int, count: int, seed: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled", help="hub id, folder, GGUF file or bundled")
+    parser.add_argument("--method", default="rope", help="positional method, for both sides")
     parser.add_argument("--length", type=int, default=1024, help="tokens of prompt and answer")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
@@ -82,7 +84,8 @@ def main() -> None:
             records = run_trials(loaded.model, loaded.tokenizer, trials, Path(scratch) / "log.jsonl", batch)
         outputs["drope"] = [r["output"] for r in records]
 
-    seconds = interleaved({"lm_eval": harness, "drope": drope}, settings.rounds)
+    with apply(loaded.model, get(settings.method), settings.length):
+        seconds = interleaved({"lm_eval": harness, "drope": drope}, settings.rounds)
     made = []
     scores = {
         name: [string_match_all([p], [d["outputs"]]) for p, d in zip(postprocess_pred(out), docs, strict=True)]

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from drope.data.haystack import haystack
 from drope.errors import InputError
 from drope.evaluation import Entry, EvaluationConfig, compare, harness
 from drope.evaluation.tasks import ORDER, RULER, TASKS
@@ -83,6 +84,14 @@ def test_bad_files(files, tmp_path):
         pass
 
 
+def test_a_tokenizer_without_eos_is_refused(model, tokenizer, files):
+    class Endless:
+        eos_token_id = bos_token_id = None
+
+    with harness.opened(["arc_easy"], files) as tasks, pytest.raises(InputError, match="an EOS or BOS token"):
+        tasks.run(model, Endless(), label="rope", max_length=64)
+
+
 def test_every_task_ships_for_stock_lm_eval():
     """The include path has a task for each of ours, with its budget; the harness reads them all."""
     from lm_eval.tasks import TaskManager
@@ -95,7 +104,7 @@ def test_every_task_ships_for_stock_lm_eval():
         assert f"max_gen_toks: {TASKS[name].budget}\n" in text
 
 
-def test_stock_backend_runs_our_tasks(model, tokenizer, sentences, tmp_path):
+def test_stock_backend_runs_our_tasks(model, tokenizer, tmp_path):
     """Stock HFLM on the include path: the very prompts of `drope evaluate`, and drope's own score of what it says."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -107,7 +116,7 @@ def test_stock_backend_runs_our_tasks(model, tokenizer, sentences, tmp_path):
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, max_length=512)
     found = simple_evaluate(model=lm, tasks=["drope_multi_key"], task_manager=manager, bootstrap_iters=0)
     samples = sorted(found["samples"]["drope_multi_key"], key=lambda s: s["doc_id"])
-    expected = list(Trials(tokenizer, sentences).batch(TASKS["multi_key"], 400, 3))
+    expected = list(Trials(tokenizer, haystack("stdlib:heldout")).batch(TASKS["multi_key"], 400, 3))
     assert [s["doc"]["digest"] for s in samples] == [t.digest for t in expected]
     assert [s["arguments"][0][0] for s in samples] == [t.prompt for t in expected]
     for sample, trial in zip(samples, expected, strict=True):

@@ -124,6 +124,16 @@ def test_measured_rows_equal_dense_means(model, tokenizer, sentences, tmp_path):
         assert row.details["se"] == pytest.approx(part.std(ddof=1) / 5**0.5, rel=1e-3)
 
 
+def test_cropped_losses_see_the_last_tokens_alone(model):
+    ids = torch.randint(0, 90, (2, 75), generator=torch.Generator().manual_seed(0))
+    found = perplexity.cropped_losses(model, ids, 20)
+    assert found.shape == (2, 74)
+    starts = [0] * 19 + [10] * 10 + [20] * 10 + [30] * 10 + [40] * 10 + [50] * 10 + [55] * 5  # what each sees
+    for target, start in enumerate(starts, 1):
+        alone = dense(model, ids[:, start : target + 1])[:, -1]
+        torch.testing.assert_close(found[:, target - 1].float(), alone.float(), rtol=1e-4, atol=1e-4)
+
+
 def test_documents_resume(model, tokenizer, sentences, tmp_path):
     ids, log = windows(tokenizer, sentences, 64, 5), tmp_path / "p.jsonl"
     whole = perplexity.run_documents(model, ids, tmp_path / "whole.jsonl", bins=4, batch_tokens=1)

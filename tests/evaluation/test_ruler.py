@@ -99,7 +99,7 @@ def test_depths_are_rulers_forty(tokenizer, sentences):
     assert len(RULER_DEPTHS) == 40
     assert (RULER_DEPTHS[0], RULER_DEPTHS[1], RULER_DEPTHS[-1]) == (0.0, 0.03, 1.0)
     seen = {d for i in range(24) for d in Trials(tokenizer, sentences).make(get_task("niah_single_1"), 900, i).depths}
-    assert len(seen) > 12
+    assert len(seen) > 6  # of 24 trials; few lines fit, so depths coincide
     assert min(seen) < 0.1
     assert max(seen) > 0.9
 

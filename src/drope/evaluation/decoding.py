@@ -134,7 +134,10 @@ def greedy(
 
 
 def stop_ids(model, tokenizer) -> frozenset[int]:
-    """Every id that ends a text, by the tokenizer and by the model's generation config."""
+    """Every id that ends a text, by the tokenizer and by the model's generation config.
+
+    None at all is no error: every answer then ends at its budget, or where its score is settled.
+    """
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = configured if isinstance(configured, list | tuple) else [configured]
     return frozenset(i for i in (tokenizer.eos_token_id, *several) if i is not None)

@@ -84,6 +84,11 @@ class Harness:
         from lm_eval.models.huggingface import HFLM
 
         _quiet()
+        if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
+            raise InputError(
+                "tokenizer", type(tokenizer).__name__, "one with an EOS or BOS token",
+                "The harness puts it before texts that have no context. Set it in tokenizer_config.json: eos_token.",
+            )  # fmt: skip
         size = max(1, min(64, batch_tokens // max_length))
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size, max_length=max_length)
         try:

@@ -135,7 +135,13 @@ class Server:
                         append(log, [new])
                         records[new["index"]] = new
                         bar.advance(1, needles.progress_note(records))
-        finally:  # also on Ctrl-C: what has not begun never begins
+        except BaseException:  # Ctrl-C above all: keep what has come, and wait for nothing that is still on its way
+            come = [(f, t) for f, t in running.items() if f.done() and not f.cancelled() and f.exception() is None]
+            append(log, [needles.record(t, f.result()) for f, t in come])
+            pool.shutdown(wait=False, cancel_futures=True)
+            self._client.close()
+            raise
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
         if failure is not None:
             raise self._explained(failure, len(records), len(trials)) from failure

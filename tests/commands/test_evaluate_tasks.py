@@ -1,0 +1,83 @@
+"""`drope evaluate` beyond needles: tasks by name, before and after, a server."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from drope.commands import main
+from drope.commands.measuring import Measuring, split_tasks
+from drope.evaluation.tasks import RULER
+
+
+def test_names_and_groups():
+    ours, others = split_tasks(("ruler", "multi-key", "longbench_repobench-p", "short"))
+    assert ours == ("ruler", "multi_key", "longbench_repobench-p")
+    assert others == ("arc_easy", "arc_challenge", "hellaswag", "openbookqa", "piqa", "winogrande", "lambada_openai")
+    assert split_tasks(("none",)) == ((), ())
+    config = Measuring(tasks=("ruler",)).config(512, 0)
+    assert (tuple(config.tasks), config.documents) == (RULER, 16)
+    pytest.importorskip("lm_eval")
+    config = Measuring(tasks=("short",)).config(512, 0)
+    assert (config.tasks, config.documents) == ((), 0)  # nobody waits for perplexity who asks for these alone
+
+
+def test_before_and_after(tiny, tmp_path, capsys):
+    pytest.importorskip("lm_eval")
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    questions = [{"query": f"{i}?", "choices": ["yes", "no"], "gold": i % 2} for i in range(6)]
+    (folder / "piqa.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    arguments = ["evaluate", tiny, "--tasks", "short", "--task-data", str(folder), "--methods", "nope",
+                 "--against", tiny, "--out", str(tmp_path / "out")]  # fmt: skip
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "Before (rope) and after (nope), ± one standard error" in shown
+    rows = [line.split() for line in shown.splitlines() if line.strip().startswith("piqa acc ")]
+    assert [row[-1] for row in rows] == ["6"]
+    saved = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {m["method"] for m in saved["measurements"]} == {"rope", "nope"}
+
+
+def test_a_server(tiny, tmp_path, capsys):
+    pytest.importorskip("openai")
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.answer({"object": "list", "data": [{"id": "served", "object": "model", "max_model_len": 256}]})
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            choice = {"index": 0, "text": " 7", "finish_reason": "stop", "logprobs": None}
+            self.answer({"id": "x", "object": "text_completion", "created": 0, "model": "served", "choices": [choice]})
+
+        def answer(self, value: dict) -> None:
+            data = json.dumps(value).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        base = ["evaluate", tiny, "--base-url", f"http://127.0.0.1:{http.server_port}/v1", "--tasks", "single",
+                "--trials", "2", "--depths", "0", "1", "--out", str(tmp_path / "out")]  # fmt: skip
+        assert main([*base, "--lengths", "2x", "--documents", "0"]) == 0
+        saved = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert {(m["length"], m["details"]["server"]) for m in saved["measurements"]} == {(256, True)}
+        assert main([*base, "--lengths", "512", "--documents", "0"]) == 2
+        assert "up to 256 tokens" in capsys.readouterr().err
+        assert main([*base, "--lengths", "2x"]) == 2
+        assert "Servers do not score given text" in capsys.readouterr().err
+        assert main([*base, "--lengths", "2x", "--documents", "0", "--methods", "yarn"]) == 2
+    finally:
+        http.shutdown()
+        http.server_close()
