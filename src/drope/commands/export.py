@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
 from drope.commands.options import NO_GENERAL, Flag, GeneralFlags, Several
-from drope.commands.output import facts, session
+from drope.commands.output import facts, gibibytes, session
 
 app = App(
     name="export",
@@ -41,6 +41,14 @@ class Export:
         Weights that stay in float16 in a q8_0 file; the outliers that are reported by default.
     length_temperature
         c of a temperature 1 + c·ln(1 + ⌊position / C_train⌋), in place of the constant one.
+    results
+        A results.json whose numbers go into the model card.
+    push_to_hub
+        Upload the folder as this owner/name afterwards.
+    private
+        Make that repository private.
+    dry_run
+        Only say what would be uploaded.
     overwrite
         Replace the folder if it exists.
     """
@@ -51,7 +59,22 @@ class Export:
     pre_tokenizer: str | None = None
     keep: Annotated[tuple[str, ...], Several] = ()
     length_temperature: float | None = None
+    results: Path | None = None
+    push_to_hub: str | None = None
+    private: Flag = False
+    dry_run: Flag = False
     overwrite: Flag = False
+
+
+def _evaluation(path: Path) -> list[dict[str, Any]]:
+    """Rows for the card: what was measured of the dropped model without further adjustment by depth or position."""
+    from drope.results import Results
+
+    return [
+        {"task": m.task, "dataset": "drope", "config": f"{m.length} tokens", "metric": m.metric, "value": m.value}
+        for m in Results.load(path).select(method="drope")
+        if not {"depth", "position"} & m.details.keys()
+    ]
 
 
 @app.default
@@ -78,10 +101,10 @@ def export(
         out = write(
             model, options.out, options.engine, precision=options.precision, pre=options.pre_tokenizer,
             keep=options.keep, length_temperature=options.length_temperature, overwrite=options.overwrite,
-            revision=revision,
+            evaluation=_evaluation(options.results) if options.results else (), revision=revision,
         )  # fmt: skip
         files = sorted(f.name for f in out.iterdir())
-        value = {"model": model, "out": str(out), "engine": options.engine, "files": files}
+        value: dict[str, Any] = {"model": model, "out": str(out), "engine": options.engine, "files": files}
         serve = ENGINES[options.engine].serve.format(name=out, length="LENGTH")
         rows = [
             ("engine", options.engine),
@@ -89,4 +112,11 @@ def export(
             ("serve", serve),
             ("check", "drope verify ..."),
         ]
+        if options.push_to_hub:
+            from drope.export.hub import push
+
+            pushed = push(out, options.push_to_hub, private=options.private, dry_run=options.dry_run)
+            value["hub"] = pushed
+            size = gibibytes(sum(pushed["files"].values()))
+            rows.append(("hub", pushed["url"] or f"{pushed['repo']}: {len(pushed['files'])} files, {size} (dry run)"))
         output.result(value, facts(f"Wrote {out}", rows))

@@ -7,6 +7,7 @@ reference and much nearer than the control, so a comparison that could not tell 
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from drope.export.runners import (
     TransformersRunner,
     installed,
 )
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,7 +102,10 @@ def verify(
     ------
     InputError : not a position-free checkpoint, an engine that is not known or not installed, a silent server
     """
+    import torch
+
     from drope.models import drop, load
+    from drope.models.outliers import activation_outliers, advice
     from drope.models.shape import rope_shape, stops_rotation
 
     folder = Path(folder)
@@ -122,6 +128,8 @@ def verify(
         if name not in ENGINES:
             raise InputError("--engine", name, ", ".join(ENGINES) + "; servers by --base-url")
     references = _References(drop(model))
+    if warning := advice(activation_outliers(model, torch.tensor([fixed[min(lengths)]]))):
+        log.warning(warning)
     rows: list[Parity] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from drope.errors import InputError, UnsupportedModelError
 from drope.export.engines import Engine, engine
 from drope.files import new_folder, write_json, write_text
+from drope.models.card import model_card
+from drope.models.outliers import advice, weight_outliers
+
+log = logging.getLogger(__name__)
 
 
 def export(
@@ -22,6 +27,7 @@ def export(
     pre: str | None = None,
     keep: Sequence[str] = (),
     length_temperature: float | None = None,
+    evaluation: Sequence[Mapping[str, Any]] = (),
     overwrite: bool = False,
     revision: str | None = None,
 ) -> Path:
@@ -33,9 +39,11 @@ def export(
     name : transformers, vllm, sglang, llama.cpp or mlx
     precision : GGUF files to write, of f16, q8_0 and f32
     pre : llama.cpp's name of the tokenizer's splitting rule, where it is not recognised
-    keep : weights that stay in float16 in a q8_0 file
+    keep : weights that stay in float16 in a q8_0 file, besides those that stand out (`drope.models.outliers`)
     length_temperature : c of a temperature 1 + c·ln(1 + ⌊position / C_train⌋) in place of the constant one; the model
         becomes a Ministral3, which transformers, vLLM and mlx-lm read
+
+    evaluation : results for the card, rows as for `drope.models.card.model_card`
 
     Raises
     ------
@@ -64,13 +72,19 @@ def export(
             _refuse(name, target, "ministral3")
             write_ministral(folder, config, temporary, length_temperature)
         elif name == "llama.cpp":
-            _gguf(folder, config, temporary, precision, length, pre, frozenset(keep))
+            outliers = weight_outliers(folder)
+            if outliers and "q8_0" in precision:
+                log.warning("%s (kept in float16 here)", advice(outliers))
+            kept = frozenset([*keep, *(o.weight for o in outliers)])
+            _gguf(folder, config, temporary, precision, length, pre, kept)
         else:
             _stock(folder, config, temporary, name, target, length)
         record = _record(folder) | {"engine": name}
         if length_temperature is not None:
             record["temperature"] = {"beta": 1.0, "length": length, "per_position": length_temperature}
         write_json(temporary / "drope.json", record)
+        if evaluation and "original" in record:
+            write_text(temporary / "README.md", model_card(record, {"evaluation": evaluation, "numbers": evaluation}))
         write_text(temporary / "README.md", readme(folder, name, target, length, out.name, temporary, record))
     return out
 

@@ -17,7 +17,8 @@ def model_card(provenance: Mapping[str, Any], card: Mapping[str, Any] | None = N
     ----------
     provenance : the contents of drope.json
     card : optional `title`, `license`, `language`, `tags`, `notes` (Markdown), and `numbers`: rows of measurements,
-        mappings with the same keys, shown as a table
+        mappings with the same keys, shown as a table; `evaluation`: results for the front matter's model-index,
+        mappings of `task`, `dataset`, `metric`, `value` and optional `config`
     """
     card = dict(card or {})
     source, original = provenance.get("source"), provenance["original"]
@@ -26,8 +27,10 @@ def model_card(provenance: Mapping[str, Any], card: Mapping[str, Any] | None = N
         front["base_model"] = source
     front["tags"] = ["drope", "long-context", *card.get("tags", [])]
     front |= {key: card[key] for key in ("license", "language") if card.get(key)}
+    if evaluation := card.get("evaluation"):
+        front["model-index"] = [{"name": _name(source), "results": [_result(row) for row in evaluation]}]
     target, context = provenance["target_length"], provenance["context"]
-    name = str(source or "model").rstrip("/").split("/")[-1]
+    name = _name(source)
     scheme = positions["label"] if (positions := provenance.get("positions")) else "without positions"
     title = card.get("title") or f"{name}, {scheme}, {format_count(target)}"
     lines = ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {title}", ""]
@@ -39,6 +42,20 @@ def model_card(provenance: Mapping[str, Any], card: Mapping[str, Any] | None = N
     if notes := card.get("notes"):
         lines += ["## Notes", "", str(notes).strip(), ""]
     return "\n".join(lines)
+
+
+def _name(source: Any) -> str:
+    return str(source or "model").rstrip("/").split("/")[-1]
+
+
+def _result(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry of a model-index."""
+    dataset = {"name": row["dataset"], "type": row["dataset"], "config": row.get("config")}
+    return {
+        "task": {"type": "text-generation", "name": row["task"]},
+        "dataset": {key: value for key, value in dataset.items() if value},
+        "metrics": [{"type": row["metric"], "value": float(row["value"]), "name": row["metric"]}],
+    }
 
 
 _USE = """An ordinary checkpoint: no custom code, any engine that reads its config.

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from drope.errors import DropeError, InputError, UnsupportedModelError
+from drope.models.adapters import warn_of_adapter
 from drope.models.shape import skips_rotation, stops_rotation
 from drope.models.support import check_supported
 
@@ -74,6 +75,8 @@ def drop(model: Model) -> Model:
     """
     modules = rotary_modules(model)
     free = is_position_free(model)
+    if not free:
+        warn_of_adapter(model)
     for module in modules.values():
         if not free or hasattr(module, _MEMORY):
             stop(module)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from drope.errors import InputError, UnsupportedModelError, VerificationError
 from drope.files import new_folder, write_json, write_text
+from drope.models.adapters import carries_adapter
 from drope.models.card import model_card
 from drope.models.encoding import Encoding, config_json, encode, softmax_scalings
 
@@ -106,7 +107,7 @@ def _refuse_quantised(model: PreTrainedModel) -> None:
             "This model normalises q or k over all heads jointly, which no stock class of its shape does: it can be "
             "run, but not saved as an ordinary checkpoint."
         )
-    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "_hf_peft_config_loaded", False):
+    if getattr(model, "hf_quantizer", None) is not None or carries_adapter(model):
         raise UnsupportedModelError(
             "Quantised models and models with adapters: dequantise or merge them before saving."
         )

@@ -37,6 +37,9 @@ class Weights:
     def __contains__(self, key: str) -> bool:
         return key in self._entries
 
+    def names(self) -> list[str]:
+        return sorted(self._entries)
+
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(self._entry(key)[2]["shape"])
 
