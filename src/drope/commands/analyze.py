@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,9 +140,12 @@ def analyze(
             checkpoints(analysing.along)
         subject = Subject(short_name(model), model_config, temperature=fit)
         _load(subject, model, against, config, loading)
+        started = time.perf_counter(), time.process_time()
         data = run(subject, config, run=analysing.along)
+        spent = time.perf_counter() - started[0], time.process_time() - started[1]
         other = f" --against {subject.against_name}" if against else ""
-        data["meta"] = describe_run(f"drope analyze {subject.name}{other}", seed)
+        times = {"seconds": round(spent[0], 1), "processor_seconds": round(spent[1], 1)}
+        data["meta"] = describe_run(f"drope analyze {subject.name}{other}", seed) | times
         shown = summary(data)
         if out is not None:
             from drope.files import write_text
@@ -190,6 +194,10 @@ def _fit(path: Path) -> dict[str, Any]:
         raise InputError("--temperature", str(path), allowed, str(error)) from error
 
 
+def _law(a: float) -> str:
+    return f"1 {'-' if a < 0 else '+'} {abs(a):.3f} ln s"
+
+
 def summary(data: dict[str, Any]) -> list[RenderableType]:
     """The analysis for people; the page has all of it."""
     parts, shown = data["parts"], []
@@ -215,9 +223,9 @@ def summary(data: dict[str, Any]) -> list[RenderableType]:
     if found := parts.get("entropy"):
         for state in found["states"].values():
             if state.get("a") is not None:
-                lines.append((f"β by entropy, {state['label']}", f"1 + {state['a']:.3f} ln s"))
+                lines.append((f"β by entropy, {state['label']}", _law(state["a"])))
         if found.get("fitted"):
-            lines.append(("β fitted to the loss", f"1 + {found['fitted']['a']:.3f} ln s"))
+            lines.append(("β fitted to the loss", _law(found["fitted"]["a"])))
     if lines:
         shown.append(facts("Theory and temperature", lines))
     return [*shown, *(f"Note: {note}" for note in data["notes"])]

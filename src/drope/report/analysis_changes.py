@@ -100,6 +100,10 @@ def changes(part: Any, data: Mapping[str, Any]) -> Part:
     return Part(lead, [f for f in figures if f])
 
 
+def _law(a: float) -> str:
+    return f"1 {'−' if a < 0 else '+'} {abs(a):.3f} ln s"
+
+
 def entropy(part: Any, data: Mapping[str, Any]) -> Part:
     states, reference = part["states"], part["reference"]
     looks = {k: style(k, v["label"], place=i) for i, (k, v) in enumerate(states.items())}
@@ -123,14 +127,14 @@ def entropy(part: Any, data: Mapping[str, Any]) -> Part:
                 said.append(f"{value['label']}: no β between 0.7 and 2.95 restores the entropy")
                 continue
             curves.append((looks[key], [p[0] for p in points], [p[1] for p in points]))
-            said.append(f"{value['label']}: β = 1 + {value['a']:.3f} ln s by entropy")
+            said.append(f"{value['label']}: β = {_law(value['a'])} by entropy")
     fitted = part.get("fitted")
     if fitted:
         points = [(p["length"], p["beta"]) for p in fitted.get("points", [])]
         look = Style("fitted", "fitted to the loss", "other", "fit", "diamond", "2 3")
         curves.append((look, [p[0] for p in points], [p[1] for p in points]))
         legend.append(look)
-        said.append(f"fitted to the loss: 1 + {fitted['a']:.3f} ln s")
+        said.append(f"fitted to the loss: {_law(fitted['a'])}")
     right = lines(curves, title="β by entropy alone" + (", and fitted" if fitted else ""), x="tokens seen", y="β",
                   columns=2, log_x=True, lengths=True, alt="Predicted temperature by length.")  # fmt: skip
     told = "; ".join(said)

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from drope.quantities import format_count
 from drope.report.charts import Panel
 from drope.report.lines import Chart, Line, Point, Scale, draw, exact, responsive
+from drope.report.losses import _value_ticks
 from drope.report.methods import _KNOWN, Style
 from drope.report.scores import finite
 from drope.report.svg import Axis, drawing, linear_ticks, log_ticks, path, tag, tip
@@ -88,7 +89,11 @@ def _across(values: Sequence[float], name: str, log: bool, lengths: bool) -> Sca
         found = [float(v) for v in range(int(low), int(high) + 1)]
     else:
         found = linear_ticks(low, high, 6)
-    return Scale(low, high, [(v, [format_count(int(v)) if lengths else number(v)]) for v in found], name)
+    if lengths:
+        return Scale(low, high, [(v, [format_count(int(v))]) for v in found], name)
+    whole = all(float(v).is_integer() for v in found)
+    ticks = [(v, [str(int(v))]) for v in found] if whole else _value_ticks(low, high, False)
+    return Scale(low, high, ticks, name)
 
 
 def _up(values: Sequence[float], name: str, log: bool, low: float | None, high: float | None) -> Scale:
@@ -102,7 +107,7 @@ def _up(values: Sequence[float], name: str, log: bool, low: float | None, high: 
     room = 0.06 * ((most - least) or abs(most) or 1.0)
     least = low if low is not None else least - room
     most = high if high is not None else most + room
-    return Scale(least, most, [(v, [number(v)]) for v in linear_ticks(least, most, 5)], name)
+    return Scale(least, most, _value_ticks(least, most, False), name)
 
 
 def head_map(
