@@ -92,8 +92,7 @@ def _across(values: Sequence[float], name: str, log: bool, lengths: bool) -> Sca
     if lengths:
         return Scale(low, high, [(v, [format_count(int(v))]) for v in found], name)
     whole = all(float(v).is_integer() for v in found)
-    ticks = [(v, [str(int(v))]) for v in found] if whole else _value_ticks(low, high, False)
-    return Scale(low, high, ticks, name)
+    return Scale(low, high, [(v, [str(int(v))]) for v in found] if whole else _value_ticks(low, high, False), name)
 
 
 def _up(values: Sequence[float], name: str, log: bool, low: float | None, high: float | None) -> Scale:
