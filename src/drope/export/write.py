@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -171,12 +170,3 @@ def readme(
         command = f"drope verify {place} --engine {name}"
     lines += ["", "That it computes what the model does is checked with", "", "```", command, "```", ""]
     return "\n".join(lines)
-
-
-def link_side_files(folder: Path, out: Path) -> None:
-    """Tokenizer, generation config and licence of a checkpoint."""
-    from drope.models.convert import side_files
-
-    for file in side_files(folder):
-        if file.name not in ("config.json", "drope.json", "README.md", "model.safetensors.index.json"):
-            shutil.copyfile(file, out / file.name)
