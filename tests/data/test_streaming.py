@@ -57,6 +57,7 @@ def test_blocks_are_the_shards_packed_in_order(corpus, words, tmp_path):
 
 def test_any_position_is_reached_with_and_without_notes(corpus, words, tmp_path, monkeypatch):
     monkeypatch.setattr(streaming, "_NOTE_EVERY", 8)
+    monkeypatch.setattr(streaming, "_DOCUMENTS", 4)
     whole = [row["input_ids"].tolist() for row in map(blocks_of(corpus, words, tmp_path).__getitem__, range(400))]
     assert any(tmp_path.rglob("lane-0.*.jsonl"))
     for path in tmp_path.rglob("*.jsonl"):  # a kill cut the last line short

@@ -23,7 +23,7 @@ def test_recipes_are_configs(name):
         ("schedule", "linear", "cosine, wsd, constant"),
         ("optimizer", "sgd", "adamw, muon"),
         ("precision", "fp16", "auto, bf16, float32"),
-        ("fade", "highest_first", "lowest_first, linear"),
+        ("fade", "highest_first", "lowest_first, linear, layers_top_first"),
         ("learning_rate", 0, "above 0"),
         ("learning_rate", float("nan"), "a number"),
         ("warmup", -1, "at least 0"),

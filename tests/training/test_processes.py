@@ -71,3 +71,41 @@ def steps_of(folder, names):
         for step in range(STEPS):
             found[step] += blocks[step * share : (step + 1) * share]
     return [sorted(step) for step in found]
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(text, monkeypatch):
+    from drope.errors import InputError
+    from drope.training import RecalibrationConfig
+    from drope.training.plan import make_plan
+
+    def plan(**changes):
+        config = RecalibrationConfig(**({"data": str(text), "tokens": 4096, "batch_tokens": 128} | changes))
+        return make_plan(runs.make_model(), runs.make_tokenizer(), config, None, None, False)
+
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InputError, match="These are 4 blocks a step; take a batch or a number of processes"):
+        plan()
+    with pytest.raises(InputError, match="batch_tokens is 64; allowed: at least one block of 32 tokens for each of 3"):
+        plan(batch_tokens=64)
+    assert plan(batch_tokens=192, micro_batch=1).micro_batches == 2
+    with pytest.raises(InputError, match="fsdp is True; allowed: an accelerator"):
+        plan(batch_tokens=192, fsdp=True)
+
+
+def test_processes_that_are_started_and_fail_are_told():
+    import sys
+
+    from drope.commands import launching
+
+    report = "import os, sys, time; time.sleep(30 * (os.environ['RANK'] == '0')); sys.exit(3)"
+    assert launching.launch(2, [sys.executable, "-c", report]) == 3
+    assert launching.launch(2, [sys.executable, "-c", "import os; assert os.environ['WORLD_SIZE'] == '2'"]) == 0
+
+
+def test_numbers_of_processes_that_the_machine_has_not():
+    from drope.commands import launching
+    from drope.errors import InputError
+
+    for number in (0, 10**6):
+        with pytest.raises(InputError, match="--nproc"):
+            launching.check(number)

@@ -427,3 +427,10 @@ def test_the_module_needs_no_torch_to_be_configured():
 
     code = "import sys; from drope.training import RecalibrationConfig; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_teacher_with_another_vocabulary_is_refused(make_model, tokenizer, config, tmp_path):
+    with pytest.raises(InputError, match="teacher is 'LlamaForCausalLM'; allowed: a model with the same vocabulary"):
+        recalibrate(make_model(), tokenizer, config(distill=0.5), tmp_path / "run", teacher=make_model(vocab_size=65))
+    with pytest.raises(InputError, match=r"training_arguments\.fp16"):
+        config(training_arguments={"fp16": True})

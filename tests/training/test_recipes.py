@@ -13,9 +13,9 @@ from drope.commands import main
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = {
-    "smollm-360m": ("LlamaConfig", {"tie_word_embeddings": True}, 30041),
+    "smollm-360m": ("LlamaConfig", {"tie_word_embeddings": True}, 30040),
     "smollm-1.7b": ("LlamaConfig", {"tie_word_embeddings": True}, 19073),
-    "smollm2-360m": ("LlamaConfig", {"tie_word_embeddings": True}, 30041),
+    "smollm2-360m": ("LlamaConfig", {"tie_word_embeddings": True}, 30040),
     "llama-2-7b": ("LlamaConfig", {}, 19073),
     "qwen3-0.6b": ("Qwen3Config", {"head_dim": 16, "tie_word_embeddings": True}, 1907),
 }

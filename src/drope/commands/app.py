@@ -15,6 +15,7 @@ COMMANDS = {
     "convert": "Drop the rotary embeddings of a model and write it as a stock checkpoint. No training.",
     "recalibrate": "Drop the rotary embeddings and train briefly at the original context, to recover the model.",
     "plan": "Say what a recalibration takes on given GPUs: memory, a split that fits, time. Loads no weights.",
+    "pretrain": "Train a new model, with positions up to some point and without them from there on.",
     "temperature": "Fit the softmax temperature β for each target length on held-out text.",
     "longrope2": "Search the rescale factors of LongRoPE2 for one model, by the perplexity of a distant needle.",
     "evaluate": "Measure one model: needles in haystacks, and perplexity by position.",

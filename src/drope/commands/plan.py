@@ -112,5 +112,5 @@ def _command(model: str, planning: Planning, found: Any) -> str:
     words = ["drope recalibrate", short_name(model), "--data DATA", f"--tokens {planning.tokens}"]
     words += [f"--batch-tokens {found.batch_tokens}", f"--micro-batch {found.micro_batch}", "--out OUT"]
     words += [f"--nproc {found.gpus}"] * (found.gpus > 1) + ["--fsdp"] * (found.sharding == "fsdp")
-    words += ["--set gradient_checkpointing=true"] * found.checkpointing
+    words += ["--set activation_checkpointing=true"] * found.checkpointing
     return " ".join(words)

@@ -38,7 +38,7 @@ app = App(
   # on the four GPUs of this machine; several machines: docs/training.md
   drope recalibrate org/model --data text/ --tokens 5B --out out/x --nproc 4
   # any field of transformers.TrainingArguments
-  drope recalibrate org/model --data text/ --tokens 5B --out out/x --set gradient_checkpointing=true report_to=wandb""",
+  drope recalibrate org/model --data text/ --tokens 5B --out out/x --set activation_checkpointing=true""",
 )
 
 
@@ -147,7 +147,7 @@ def recalibrate(
             "recalibration": done.settings, **({"qk_norm": norm} if norm else {}),
         }  # fmt: skip
         if run.control and rescaled is None:
-            save: Any = partial(_save_control, done.model, loaded.tokenizer, written)
+            save: Any = partial(save_rotating, done.model, loaded.tokenizer, written)
         else:
             save = partial(
                 models.save, done.model, written, loaded.tokenizer, target_length=target, provenance=provenance,
@@ -172,7 +172,7 @@ def _mixed_window(run: Run, loaded: Any, target: int) -> Any:
     return MixedWindow(method, target, run.short_share)
 
 
-def _save_control(model: Any, tokenizer: Any, out: Path) -> None:
+def save_rotating(model: Any, tokenizer: Any, out: Path) -> None:
     """A rotating model is saved as transformers saves it, whole or not at all."""
     from drope.files import new_folder
 

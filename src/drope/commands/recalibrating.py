@@ -14,6 +14,7 @@ from drope.errors import InputError
 if TYPE_CHECKING:
     from drope.training import RecalibrationConfig
 
+Fading = Literal["none", "lowest_first", "linear", "layers_top_first", "layers_bottom_first"]
 Value = Parameter(show_default=False)  # None: from the recipe or worked out, as the help says
 
 
@@ -64,7 +65,7 @@ class Recalibrating:
     distill_temperature
         Temperature of that divergence.
     fade
-        How the rotation goes: none (at once), lowest_first or linear. Default: none; fast: lowest_first.
+        How the rotation goes: none (at once), by frequency or by layer. Default: none; fast: lowest_first.
     fade_share
         Share of the run over which it goes. Default: 0.3.
     match
@@ -111,7 +112,7 @@ class Recalibrating:
     eval_blocks: int = 16
     distill: Annotated[float | None, Value] = None
     distill_temperature: float = 1.0
-    fade: Annotated[Literal["none", "lowest_first", "linear"] | None, Value] = None
+    fade: Annotated[Fading | None, Value] = None
     fade_share: Annotated[float | None, Value] = None
     match: float = 0.0
     train: Literal["all", "attention"] = "all"

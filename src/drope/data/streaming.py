@@ -44,6 +44,7 @@ class StreamedBlocks:
     context: int
     fingerprint: str
     epochs: float | None = None
+    skip: int = 0
 
     def __len__(self) -> int:
         return self.length
@@ -53,6 +54,7 @@ class StreamedBlocks:
 
         if not 0 <= i < self.length:
             raise IndexError(i)
+        i += self.skip
         ids = self.lanes[i % len(self.lanes)].block(i // len(self.lanes))
         return {"input_ids": torch.from_numpy(ids.astype(np.int64)), "trained": torch.ones(len(ids), dtype=torch.bool)}
 
@@ -66,7 +68,14 @@ class StreamedBlocks:
 
 
 def stream(
-    source: Source, tokenising: Tokenising, context: int, *, tokens: int, notes: Path, lanes: int | None = None
+    source: Source,
+    tokenising: Tokenising,
+    context: int,
+    *,
+    tokens: int,
+    notes: Path,
+    lanes: int | None = None,
+    skip: int = 0,
 ) -> StreamedBlocks:
     """Blocks of `context` tokens from the shards of `source`, tokenised when they are asked for.
 
@@ -74,6 +83,7 @@ def stream(
     ----------
     tokens : in all, rounded down to whole blocks
     notes : folder for the positions of the lanes
+    skip : blocks to leave out before the first
     lanes : default: one a shard, at most 64; another number is another order
 
     Raises
@@ -93,7 +103,7 @@ def stream(
     made = [
         _Lane(j, data, range(j, size - 1, lanes), size, tokenising, context, field_name, notes) for j in range(lanes)
     ]
-    return StreamedBlocks(made, tokens // context, context, digest)
+    return StreamedBlocks(made, tokens // context, context, digest, skip=skip)
 
 
 @dataclass(frozen=True)

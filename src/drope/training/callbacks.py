@@ -84,16 +84,18 @@ class DivergenceCallback(TrainerCallback):
     """Looks at the loss of every step, before its checkpoint is written; raises `Diverged`."""
 
     def __init__(self, config: RecalibrationConfig, plan: Plan, rollbacks: Rollbacks):
-        self.watch, self.rollbacks = Watch(config.spike, plan.fade_steps), rollbacks
+        self.watch, self.rollbacks, self.begun = Watch(config.spike, plan.fade_steps), rollbacks, False
         self.trainer: RecalibrationTrainer | None = None  # set once it exists
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
-        if self.rollbacks.entries:  # a checkpoint brings the rate of its own time
+    def on_step_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
+        if self.rollbacks.entries and not self.begun:  # a checkpoint brings the rate of its own time
+            self.begun = True
             scheduler = objects["lr_scheduler"]
             for group, base, factor in zip(
                 objects["optimizer"].param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
             ):
                 group["lr"] = base * factor(scheduler.last_epoch)
+            scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None

@@ -18,7 +18,7 @@ Optimizer = Literal["adamw", "muon"]
 Precision = Literal["auto", "bf16", "float32"]
 Part = Literal["all", "attention"]
 OnDivergence = Literal["stop", "rollback"]
-Fade = Literal["lowest_first", "linear"]
+Fade = Literal["lowest_first", "linear", "layers_top_first", "layers_bottom_first"]
 
 LARGEST_BATCH = 1 << 20  # tokens a step: the paper's
 WSD_DECAY = 0.2  # share of a wsd run that cools down
@@ -63,6 +63,7 @@ class RecalibrationConfig:
     temperature : T of the divergence
     fade : None drops the rotation at once; `lowest_first` takes frequencies out one after the other, the lowest first;
         `linear` scales all of them down together
+        `layers_top_first` and `layers_bottom_first` drop one layer after the other
     fade_share : share of the run over which it fades
     match : share of the run, at its beginning, that also minimises the distance from the original's hidden states
     train : `all`, or `attention` for the attention layers alone
@@ -71,6 +72,7 @@ class RecalibrationConfig:
         and go on at half the rate, at most three times
     spike : nats per token above the loss of the last 50 steps that are a leap; 0: only what is not finite is one
     fsdp : spread weights, gradients and optimizer over the processes (FSDP2; accelerators only)
+    skip : tokens of the text to leave out, because an earlier run has had them
     stream : read and tokenise while training, from the shards of a hub dataset or a folder; for corpora too large to
         tokenise first
     bos : begin each document with BOS; the paper does not
@@ -112,6 +114,7 @@ class RecalibrationConfig:
     on_divergence: OnDivergence = "stop"
     spike: float = 2.0
     fsdp: bool = False
+    skip: int = 0
     stream: bool = False
     bos: bool = False
     document_mask: bool = False
@@ -133,6 +136,7 @@ class RecalibrationConfig:
         self._choices("train", Part)
         self._range("match", least=0, most=1)
         self._whole("lora", 0)
+        self._whole("skip", 0)
         if self.lora and (self.train != "all" or self.fsdp):
             raise InputError("lora", self.lora, "0 with train=attention and with fsdp")
         if self.fade is not None:

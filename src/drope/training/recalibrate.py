@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,7 @@ def recalibrate(
     control: bool = False,
     teacher: PreTrainedModel | None = None,
     cache_dir: str | Path | None = None,
+    as_is: bool = False,
 ) -> RecalibrationResult:
     """Train `model` without positions, in place, on `config.tokens` tokens at its own context.
 
@@ -79,6 +80,7 @@ def recalibrate(
     resume : go on from the last checkpoint in `out`, with the same data in the same order to the same weights
     control : keep RoPE; everything else, the blocks included, is the same (under `config.mixed_window`, longer blocks)
     teacher : what `config.distill` distils from; None: `model` as it is at the start, with its rotation
+    as_is : leave the positions as they are, whatever they are (`drope.training.pretrain`)
     cache_dir : of packed blocks (see `drope.data.packing.pack`)
 
     Raises
@@ -110,7 +112,7 @@ def recalibrate(
         "tokens": blocks.tokens,
         "epochs": blocks.epochs,
     }
-    settings = asdict(config) | asdict(plan) | {"blocks": blocks.fingerprint, "control": control}
+    settings = asdict(config) | asdict(plan) | {"blocks": blocks.fingerprint, "control": control, "as_is": as_is}
     if config.mixed_window is not None:
         settings["mixed_window"] = config.mixed_window.to_dict()
     settings |= {
@@ -121,7 +123,7 @@ def recalibrate(
     processes.agreed(settings)
     run = processes.by_first(lambda: claim(out, settings, record))
 
-    with _borrowed(model, control, bool(config.fade)), _part(model, config):
+    with _borrowed(model, control, bool(config.fade), as_is), _part(model, config):
         eos = tokenizer.eos_token_id
         history = _train_through(model, config, plan, blocks, heldout, teacher, out, run, control, resume, eos)
         if is_sharded(model):
@@ -194,8 +196,8 @@ def _train(
         # The watch looks at a step's loss before it is logged, and before its checkpoint is written.
         watch = DivergenceCallback(config, plan, rollbacks)
         callbacks: list[Any] = [watch, history, stop]
-        if config.fade and not control:
-            callbacks.append(FadeCallback(model, config.fade, plan.fade_steps))
+        fade = FadeCallback(model, config.fade, plan.fade_steps) if config.fade and not control else None
+        callbacks += [fade] if fade else []
         windows = None
         if config.mixed_window is not None:
             windows = Windows(model, config.mixed_window, plan.micro_batches)
@@ -210,7 +212,12 @@ def _train(
         )  # fmt: skip
         trainer.pop_callback(PrinterCallback)
         history.trainer = watch.trainer = trainer
-        with stop.listening(), _training_errors(), windows.until_done() if windows else nullcontext():
+        with (
+            stop.listening(),
+            _training_errors(),
+            closing(fade) if fade else nullcontext(),
+            windows.until_done() if windows else nullcontext(),
+        ):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         history.trainer = watch.trainer = None  # the cycle would keep the optimizer's state in memory
         if model.device.type != "cpu":
@@ -227,13 +234,15 @@ def _train(
 
 
 @contextmanager
-def _borrowed(model: PreTrainedModel, control: bool, fades: bool) -> Iterator[None]:
+def _borrowed(model: PreTrainedModel, control: bool, fades: bool, as_is: bool) -> Iterator[None]:
     """Give the model its rotation (or none) and float32 weights; put back on exit all that is not to be changed."""
     import torch
 
     from drope import models
 
-    if control:
+    if as_is:
+        pass
+    elif control:
         models.restore(model)
     elif not fades:
         models.drop(model)
@@ -277,7 +286,7 @@ def _training_errors() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise DropeError(
             "The device's memory does not suffice. Set micro_batch to fewer blocks (1 at least), or pass "
-            "training_arguments gradient_checkpointing=True."
+            "training_arguments activation_checkpointing=True."
         ) from error
 
 
@@ -302,12 +311,15 @@ def _blocks(
     from drope.data.sources import open_source
     from drope.data.streaming import LastShard, stream
 
+    skipped = config.skip // context
     if not config.stream:
-        blocks: Any = pack(config.data, tokenizer, context, tokens=tokens, **packing)
+        blocks: Any = pack(config.data, tokenizer, context, tokens=tokens + skipped * context, **packing)
+        if skipped:
+            blocks = replace(blocks, dataset=blocks.dataset.select(range(skipped, len(blocks))))
         return blocks, _heldout(config, tokenizer, context, packing)
     source = open_source(config.data, text_field=config.text_field)
     notes = Path(packing["cache_dir"] or default_cache()) / "positions"
-    blocks = stream(source, Tokenising(tokenizer, config.bos), context, tokens=tokens, notes=notes)
+    blocks = stream(source, Tokenising(tokenizer, config.bos), context, tokens=tokens, notes=notes, skip=skipped)
     heldout = None
     if config.eval_blocks:
         heldout = pack(LastShard(source), tokenizer, context, tokens=config.eval_blocks * context, **packing)

@@ -150,11 +150,10 @@ class RecalibrationTrainer(Trainer):
         return losses
 
     def _whole_head(self) -> tuple[Tensor, Tensor | None] | None:
-        """Weight and bias of the output layer, gathered from shards (FSDP2); None: use the model's logits."""
-        if self._head is None or is_deepspeed_zero3_enabled():  # under ZeRO-3 a weight exists inside its layer only
+        """Weight and bias of the output layer; None where they are sharded, and the model's own logits are used."""
+        if self._head is None or is_deepspeed_zero3_enabled() or hasattr(self._head.weight, "full_tensor"):
             return None
-        weight, bias = self._head.weight, self._head.bias
-        return _gathered(weight), None if bias is None else _gathered(bias)
+        return self._head.weight, self._head.bias
 
     def step_loss(self) -> float:
         """The cross entropy of the step that has just ended, over all processes; to be called once a step, by all."""
@@ -246,20 +245,6 @@ class RecalibrationTrainer(Trainer):
 def _predicted(batch: Mapping[str, Tensor]) -> Tensor:
     """How many tokens of a batch are predicted; nothing predicts the first of a block."""
     return batch["trained"][:, 1:].sum().double()
-
-
-def _gathered(weight: Tensor) -> Tensor:
-    """A whole weight; the gradient goes back to the shards as the mean over processes, as FSDP does it."""
-    if not hasattr(weight, "full_tensor"):
-        return weight
-    from torch.distributed.tensor import Partial
-
-    sharded: Any = weight
-    mesh = sharded.device_mesh
-    whole = sharded.full_tensor(grad_placements=[Partial()] * mesh.ndim)
-    if whole.requires_grad:
-        whole.register_hook(lambda grad: grad / mesh.size())  # gloo has sums only
-    return whole
 
 
 def document_positions(ids: Tensor, eos: int) -> Tensor:
