@@ -36,8 +36,8 @@ def test_before_and_after(tiny, tmp_path, capsys):
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert "Before (rope) and after (nope), ± one standard error" in shown
-    rows = [line.split() for line in shown.splitlines() if line.strip().startswith("piqa acc ")]
-    assert [row[-1] for row in rows] == ["6"]
+    [row] = [line.split() for line in shown.splitlines() if line.split()[:2] == ["piqa", "acc"]]
+    assert row[-1] == "6"
     saved = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {m["method"] for m in saved["measurements"]} == {"rope", "nope"}
 

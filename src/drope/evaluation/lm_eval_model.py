@@ -48,7 +48,11 @@ class DropeLM(HFLM):
         from drope.positions import get
         from drope.quantities import parse_target
 
-        loaded = load(pretrained, dtype=dtype, device=device or "auto", revision=revision)
+        import torch
+
+        if device is None or (str(device).startswith("cuda") and not torch.cuda.is_available()):
+            device = "auto"  # the harness's command line says cuda:0 on any machine
+        loaded = load(pretrained, dtype=dtype, device=device, revision=revision)
         if loaded.tokenizer is None:
             raise InputError("pretrained", pretrained, "a checkpoint with a tokenizer")
         context = rope_shape(loaded.model.config).context
