@@ -88,3 +88,20 @@ def test_a_family_that_cannot_carry_a_method_is_refused_before_weights_load(
     err = " ".join(capsys.readouterr().err.split())
     for word in ("gemma2", "ReRoPE", "caps the scores", "llama"):
         assert word in err
+
+
+def test_rotary_modules_that_do_not_scale_are_found_before_weights_load(
+    tiny: str, tmp_path: Path, no_weights: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import Gemma4TextConfig
+
+    config = Gemma4TextConfig(
+        vocab_size=384, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, global_head_dim=8, hidden_size_per_layer_input=0, num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "full_attention"], sliding_window=16, max_position_embeddings=128,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    for file in Path(tiny).glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert main(["evaluate", str(tmp_path), *QUICK, "--lengths", "2x", "--methods", "pi"]) == 2
+    assert "does not carry out PI" in " ".join(capsys.readouterr().err.split())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,14 @@ class Chosen:
     search: bool = True
 
 
-def choose(source: str, config: Any, names: Sequence[str], lengths: Iterable[int], free: Sequence[str]) -> Chosen:
+def choose(
+    source: str,
+    config: Any,
+    names: Sequence[str],
+    lengths: Iterable[int],
+    free: Sequence[str],
+    architecture: Callable[[], Any] | None = None,
+) -> Chosen:
     """The methods of these names for a model of this configuration.
 
     Parameters
@@ -35,12 +42,14 @@ def choose(source: str, config: Any, names: Sequence[str], lengths: Iterable[int
     names : for a model that rotates; `all` is the catalogue, less what the model cannot run or was not trained for
     lengths : lengths in tokens that it will be measured at
     free : names for a position-free model
+    architecture : makes the model without weights, to see whether its rotary modules carry out a scaling
 
     Raises
     ------
     InputError, UnsupportedModelError : a method asked for by name cannot be run on this model
     """
     from drope.models.applicable import check_method, trained_for, untrained_reason
+    from drope.models.apply import apply
     from drope.models.shape import stops_rotation
     from drope.positions import METHODS, get
 
@@ -50,7 +59,7 @@ def choose(source: str, config: Any, names: Sequence[str], lengths: Iterable[int
     every = ALL in wanted
     if every and len(wanted) > 1:
         raise InputError("--methods", " ".join(wanted), "all, or names of methods")
-    chosen = Chosen(search=not every)
+    chosen, lengths, made = Chosen(search=not every), list(lengths), None
     methods = {name: get(name) for name in (METHODS if every else wanted)}
     for name, method in methods.items():
         reason = _untrained(method, bare, noted) if every else None
@@ -61,8 +70,11 @@ def choose(source: str, config: Any, names: Sequence[str], lengths: Iterable[int
                 if bare and name not in ("drope", "nope"):
                     raise InputError("--methods", name, "drope or nope", f"{source} has no rotary positions to scale.")
                 if name != "longrope2":  # its factors need the weights
-                    for length in lengths:
-                        check_method(config, method, length)
+                    needs = [check_method(config, method, length) for length in lengths]
+                    if architecture is not None and any(needed.rope_parameters for needed in needs):
+                        made = architecture() if made is None else made
+                        with apply(made, method, max(lengths)):
+                            pass
             except DropeError as error:
                 if not every:
                     raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,7 +155,8 @@ def entry(
     from drope.positions.temperatures import Temperature, Tempered
 
     config = load_config(source, revision=loading.revision, trust_remote_code=loading.trust_remote_code)
-    chosen = choose(source, config, rotating, lengths, free)
+    architecture = partial(_architecture, source, loading)
+    chosen = choose(source, config, rotating, lengths, free, architecture)
     if not chosen.methods:
         raise InputError("--methods", " ".join(rotating), "a method that this model can run", str(chosen.skipped))
     loaded = load(source, **loading.options())
@@ -166,6 +168,13 @@ def entry(
     if isinstance(fit, Temperature):  # of position or head: part of the method
         methods, fit = [Tempered(method, fit) for method in methods], None
     return Entry(loaded.model, loaded.tokenizer, methods, fit), chosen.skipped
+
+
+def _architecture(source: str, loading: Loading) -> Any:
+    """The model without its weights."""
+    from drope.models import load
+
+    return load(source, **loading.options(), weights=False).model
 
 
 @dataclass(frozen=True)
