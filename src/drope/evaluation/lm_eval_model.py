@@ -43,12 +43,12 @@ class DropeLM(HFLM):
         max_length: int | None = None,
         **settings: Any,
     ):
+        import torch
+
         from drope.evaluation.losses import temperature_at
         from drope.models import apply, is_position_free, load, rope_shape
         from drope.positions import get
         from drope.quantities import parse_target
-
-        import torch
 
         if device is None or (str(device).startswith("cuda") and not torch.cuda.is_available()):
             device = "auto"  # the harness's command line says cuda:0 on any machine
