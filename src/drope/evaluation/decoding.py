@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 Prompt = Sequence[int] | np.ndarray
+_STOCK_ATTENTION = {None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}
 
 
 @dataclass
@@ -147,13 +148,16 @@ def can_reuse(model) -> bool:
     """Whether a cache may be cut and copied: plain layers alone, and rotation that does not depend on the input's end.
 
     Sliding windows forget what a cut would need, and the frequencies of `dynamic` and `longrope` change with the length
-    of each call, so that a prompt in two parts is not the prompt in one.
+    of each call, so that a prompt in two parts is not the prompt in one. Attention that a method computes itself may count
+    indices where padding now lies between the two parts.
     """
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {p.get("rope_type") for p in (rope, *(v for v in rope.values() if isinstance(v, dict)))}
+    if getattr(config, "_attn_implementation", None) not in _STOCK_ATTENTION:
+        return False
     if kinds & {"dynamic", "longrope"} or getattr(model.config, "is_encoder_decoder", False):
         return False
     try:
