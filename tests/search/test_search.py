@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,6 +228,7 @@ def test_bad_input(model, tokenizer, tmp_path):
     ):  # fmt: skip
         with pytest.raises(InputError, match=field):
             SearchConfig(**{field: value})
+    broken: Any
     for broken in ({}, {"factors": [2.0, 1.0]}, [], {"factors": 3}):
         with pytest.raises(InputError, match="factors"):
             SearchResult.from_dict(broken)
