@@ -105,12 +105,17 @@ def export(
         )  # fmt: skip
         files = sorted(f.name for f in out.iterdir())
         value: dict[str, Any] = {"model": model, "out": str(out), "engine": options.engine, "files": files}
+        check = {
+            "llama.cpp": f"drope verify {out} --reference {model}",
+            "transformers": f"drope verify {out} --engine transformers",
+            "mlx": f"drope verify {out} --engine mlx",
+        }.get(options.engine, f"drope verify {model} --base-url http://127.0.0.1:PORT/v1")
         serve = ENGINES[options.engine].serve.format(name=out, length="LENGTH")
         rows = [
             ("engine", options.engine),
             ("files", ", ".join(files)),
             ("serve", serve),
-            ("check", "drope verify ..."),
+            ("check", check),
         ]
         if options.push_to_hub:
             from drope.export.hub import push

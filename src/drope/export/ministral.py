@@ -18,10 +18,6 @@ from drope.models.encoding import FACTOR
 from drope.models.files import check_safetensors, weight_files
 from drope.models.stream import fold_edits, patch, refuse_missing
 
-_SAME = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-         "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
-         "use_cache", "tie_word_embeddings", "attention_dropout", "pad_token_id", "bos_token_id", "eos_token_id")  # fmt: skip
-
 
 def ministral_refusal(config: Any) -> str | None:
     """Why models of this config cannot become Ministral3, or None where they can."""
@@ -46,7 +42,7 @@ def write_ministral(folder: Path, config: Any, out: Path, coefficient: float) ->
     """
     from transformers import Ministral3Config
 
-    from drope.models.qk_norm import head_dim
+    from drope.models.qk_norm import LLAMA_SETTINGS, head_dim
     from drope.models.save import raise_tokenizer_limit
     from drope.models.shape import rope_shape
 
@@ -64,7 +60,7 @@ def write_ministral(folder: Path, config: Any, out: Path, coefficient: float) ->
         "original_max_position_embeddings": context, "llama_4_scaling_beta": coefficient,
     }  # fmt: skip
     new = Ministral3Config(
-        **{key: getattr(config, key) for key in _SAME if hasattr(config, key)},
+        **{key: getattr(config, key) for key in LLAMA_SETTINGS if hasattr(config, key)},
         head_dim=head_dim(config), sliding_window=getattr(config, "sliding_window", None), rope_parameters=rope,
         dtype=getattr(config, "dtype", None), architectures=["Ministral3ForCausalLM"],
     )  # fmt: skip

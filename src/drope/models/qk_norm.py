@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, Qwen3ForCausalLM
 
 _SHAPES = ("llama", "mistral", "qwen2")
-_SAME = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+LLAMA_SETTINGS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
          "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
          "use_cache", "tie_word_embeddings", "attention_dropout", "pad_token_id", "bos_token_id",
          "eos_token_id")  # fmt: skip
@@ -189,7 +189,7 @@ def qwen3_config(old: Any, biased: bool) -> PretrainedConfig:
     window, layers = getattr(old, "sliding_window", None), old.num_hidden_layers
     types = getattr(old, "layer_types", None) or (["sliding_attention" if window else "full_attention"] * layers)
     config = Qwen3Config(
-        **{key: getattr(old, key) for key in _SAME if hasattr(old, key)},
+        **{key: getattr(old, key) for key in LLAMA_SETTINGS if hasattr(old, key)},
         head_dim=head_dim(old), attention_bias=biased, rope_parameters=copy.deepcopy(old.rope_parameters),
         use_sliding_window="sliding_attention" in types, sliding_window=window, layer_types=list(types),
     )  # fmt: skip
