@@ -138,3 +138,17 @@ def test_bad_input(changes, field):
     with pytest.raises(InputError) as caught:
         budget(Shape.of(MODELS["Llama-2-7B"][0]), **settings)
     assert caught.value.field == field
+
+
+def test_the_command_line_prints_a_plan(capsys):
+    import json
+
+    from drope.commands import main
+
+    assert main(["plan", "bundled", "--tokens", "1B", "--gpus", "2xA100", "--mfu", "0.2", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["sharding"] == "ddp"
+    assert done["memory"]["total"] == pytest.approx(sum(v for k, v in done["memory"].items() if k != "total"))
+    assert done["steps"] * done["batch_tokens"] <= 10**9
+    assert main(["plan", "bundled", "--tokens", "1B", "--gpus", "H1"]) == 2
+    assert "known: A100-40" in capsys.readouterr().err

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from drope.errors import DropeError, InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from drope.training.config import RecalibrationConfig
 
 
 def attention_names(model: PreTrainedModel) -> list[str]:
@@ -70,3 +72,10 @@ def low_rank(model: PreTrainedModel, rank: int) -> Iterator[None]:
         vars(model).pop("peft_config", None)
         for p in thawed:
             p.requires_grad_(True)
+
+
+def trained_part(model: PreTrainedModel, config: RecalibrationConfig) -> AbstractContextManager:
+    """What of the model is trained, for as long as the block lasts."""
+    if config.lora:
+        return low_rank(model, config.lora)
+    return only_attention(model) if config.train == "attention" else nullcontext()

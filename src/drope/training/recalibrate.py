@@ -10,7 +10,6 @@ Under `torchrun` or `accelerate launch` all processes call this alike, and the f
 
 from __future__ import annotations
 
-import copy
 import json
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,8 @@ from drope.errors import DropeError, InputError, Interrupted
 from drope.training import processes
 from drope.training.config import RecalibrationConfig
 from drope.training.divergence import Diverged, Rollbacks
+from drope.training.inputs import blocks_of, own_teacher
+from drope.training.parts import trained_part
 from drope.training.record import claim, read_record, weights_digest
 from drope.training.sharded import is_sharded, unsharded
 
@@ -99,13 +100,13 @@ def recalibrate(
         allowed = "none for a checkpoint that is position free already"
         raise InputError("fade", config.fade, allowed, "Start from the original to fade.")
     if teacher is None and (config.distill or config.match):
-        teacher = _own_teacher(model)
+        teacher = own_teacher(model)
     plan = make_plan(model, tokenizer, config, teacher, record, control)
     plan = replace(plan, micro_batch=min(processes.gathered(plan.micro_batch)))
     amount = plan.steps * plan.step_blocks * plan.context
     packing: dict[str, Any] = {"cache_dir": cache_dir, "seed": config.seed, "text_field": config.text_field}
     packing["bos"] = config.bos
-    blocks, heldout = processes.first_then_all(partial(_blocks, config, tokenizer, plan.context, amount, packing))
+    blocks, heldout = processes.first_then_all(partial(blocks_of, config, tokenizer, plan.context, amount, packing))
     data = {
         "spec": str(config.data),
         "fingerprint": blocks.fingerprint,
@@ -123,7 +124,7 @@ def recalibrate(
     processes.agreed(settings)
     run = processes.by_first(lambda: claim(out, settings, record))
 
-    with _borrowed(model, control, bool(config.fade), as_is), _part(model, config):
+    with _borrowed(model, control, bool(config.fade), as_is), trained_part(model, config):
         eos = tokenizer.eos_token_id
         history = _train_through(model, config, plan, blocks, heldout, teacher, out, run, control, resume, eos)
         if is_sharded(model):
@@ -268,15 +269,6 @@ def _borrowed(model: PreTrainedModel, control: bool, fades: bool, as_is: bool) -
         model.config.use_cache = use_cache
 
 
-def _part(model: PreTrainedModel, config: RecalibrationConfig) -> Any:
-    """What of the model is trained."""
-    from drope.training.parts import low_rank, only_attention
-
-    if config.lora:
-        return low_rank(model, config.lora)
-    return only_attention(model) if config.train == "attention" else nullcontext()
-
-
 @contextmanager
 def _training_errors() -> Iterator[None]:
     import torch
@@ -288,53 +280,3 @@ def _training_errors() -> Iterator[None]:
             "The device's memory does not suffice. Set micro_batch to fewer blocks (1 at least), or pass "
             "training_arguments activation_checkpointing=True."
         ) from error
-
-
-def _own_teacher(model: PreTrainedModel) -> PreTrainedModel:
-    """A frozen copy of the model with its rotation."""
-    from drope import models
-    from drope.models.shape import stops_rotation
-
-    if stops_rotation(model.config):
-        raise InputError("teacher", None, "the RoPE original, since this checkpoint is position free already")
-    teacher = models.restore(copy.deepcopy(model)).eval()
-    for p in teacher.parameters():
-        p.requires_grad_(False)
-    return teacher
-
-
-def _blocks(
-    config: RecalibrationConfig, tokenizer: Any, context: int, tokens: int, packing: dict[str, Any]
-) -> tuple[Any, Blocks | None]:
-    """Blocks of training and held-out ones."""
-    from drope.data.packing import Tokenising, default_cache, pack
-    from drope.data.sources import open_source
-    from drope.data.streaming import LastShard, stream
-
-    skipped = config.skip // context
-    if not config.stream:
-        blocks: Any = pack(config.data, tokenizer, context, tokens=tokens + skipped * context, **packing)
-        if skipped:
-            blocks = replace(blocks, dataset=blocks.dataset.select(range(skipped, len(blocks))))
-        return blocks, _heldout(config, tokenizer, context, packing)
-    source = open_source(config.data, text_field=config.text_field)
-    notes = Path(packing["cache_dir"] or default_cache()) / "positions"
-    blocks = stream(source, Tokenising(tokenizer, config.bos), context, tokens=tokens, notes=notes, skip=skipped)
-    heldout = None
-    if config.eval_blocks:
-        heldout = pack(LastShard(source), tokenizer, context, tokens=config.eval_blocks * context, **packing)
-    return blocks, heldout
-
-
-def _heldout(config: RecalibrationConfig, tokenizer: Any, context: int, packing: dict[str, Any]) -> Blocks | None:
-    from drope.data.packing import pack
-
-    if not config.eval_blocks:
-        return None
-    try:
-        return pack(config.data, tokenizer, context, tokens=config.eval_blocks * context, heldout=True, **packing)
-    except InputError as error:
-        import logging
-
-        logging.getLogger(__name__).warning("No held-out loss is measured: %s", error)
-        return None
