@@ -148,8 +148,8 @@ def can_reuse(model) -> bool:
     """Whether a cache may be cut and copied: plain layers alone, and rotation that does not depend on the input's end.
 
     Sliding windows forget what a cut would need, and the frequencies of `dynamic` and `longrope` change with the length
-    of each call, so that a prompt in two parts is not the prompt in one. Attention that a method computes itself may count
-    indices where padding now lies between the two parts.
+    of each call, so that a prompt in two parts is not the prompt in one. Attention that a method computes itself may
+    count indices where padding now lies between the two parts.
     """
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
