@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -40,32 +41,26 @@ def test_decoding_from_the_cache_equals_one_pass(name):
     made = llama(method)
     total = CONTEXT if name in GROWS_WITH_INPUT else LENGTH
     ids = tokens(total)
-    first = 90 if total > 90 else 30
+    # a prompt, single tokens across the context and the borders of windows and chunks, pieces of several tokens
+    edges = [0, 40, *range(41, 71), *range(77, total, 7), total] if total == LENGTH else [0, 20, *range(21, total + 1)]
     with models.apply(made, method, total):
         whole = made(input_ids=ids, use_cache=False).logits
-        singly, cache = [], None
-        for i in range(total):
-            out = made(input_ids=ids[:, i : i + 1], past_key_values=cache, use_cache=True)
+        parts, cache = [], None
+        for start, end in pairwise(edges):
+            out = made(input_ids=ids[:, start:end], past_key_values=cache, use_cache=True)
             cache = out.past_key_values
-            singly.append(out.logits)
-        head = made(input_ids=ids[:, :first], use_cache=True)
-        pieces, cache = [head.logits], head.past_key_values
-        for start in range(first, total, 7):  # pieces of several tokens on a cache, the last one shorter
-            out = made(input_ids=ids[:, start : start + 7], past_key_values=cache, use_cache=True)
-            pieces.append(out.logits)
+            parts.append(out.logits)
     seen = slice(hidden(method, total), None)
-    torch.testing.assert_close(torch.cat(singly, 1)[:, seen], whole[:, seen], rtol=1e-4, atol=2e-4)
-    later = slice(max(first, hidden(method, total)), None)
-    torch.testing.assert_close(torch.cat(pieces, 1)[:, later], whole[:, later], rtol=1e-4, atol=2e-4)
+    torch.testing.assert_close(torch.cat(parts, 1)[:, seen], whole[:, seen], rtol=1e-4, atol=2e-4)
 
 
-@each
+@every
 def test_generation_uses_its_cache(name):
-    method = INSTANCES[name]
+    method = EVERY[name]
     made = llama(method)
     prompt = tokens(40 if name in GROWS_WITH_INPUT else 100)
     with models.apply(made, method, LENGTH):
-        settings = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 12, "do_sample": False}
+        settings = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 6, "do_sample": False}
         cached = made.generate(prompt, **settings)
         assert torch.equal(cached, made.generate(prompt, **settings, use_cache=False))
         if method.name in OWN_ATTENTION or hidden(method):
