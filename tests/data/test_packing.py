@@ -68,7 +68,7 @@ def test_more_tokens_than_there_are_repeat_in_new_orders(corpus, cache, tokenize
 
 def test_a_cache_is_taken_once_made_and_left_whole(corpus, cache, tokenizer, monkeypatch):
     fresh = rows(pack(corpus, tokenizer, 64, cache_dir=cache))
-    monkeypatch.setattr(packing._Packer, "_tokenise", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr(packing.Tokenising, "batches", lambda *_: pytest.fail("tokenised again"))
     assert rows(pack(corpus, tokenizer, 64, cache_dir=cache)) == fresh
     assert {p.name for p in (cache / "blocks").glob("*/*")} == {"blocks.arrow", "blocks.json"}
 
