@@ -1,16 +1,21 @@
 """The whole pipeline on a tiny random model: what it writes, that it resumes, and what it refuses."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from drope.errors import InputError
 from drope.evaluation import EvaluationConfig
-from drope.models import drop, is_position_free, load, save
+from drope.models import apply, drop, is_position_free, load, save
 from drope.pipeline import ExtendConfig, extend
+from drope.positions import Drope
+from drope.positions.temperatures import Tempered
 from drope.results import Results
+from drope.temperature import read_fit
 from drope.training import RecalibrationConfig
 
 CONTEXT, TARGET = 128, 256
@@ -53,7 +58,7 @@ def extended(source, config, tmp_path_factory):
 def test_everything_is_measured_and_written(extended, source):
     done, out, stages = extended
     assert len(stages) == 5
-    assert {m.method for m in done.results.measurements} == {"drope", "rope", "yarn", "control"}
+    assert {m.method for m in done.results.measurements} == {"drope", "rope", "yarn", "control", "sliding_window"}
     assert {row["run"] for row in done.results.recovery} == {"drope", "control"}
     assert [row["length"] for row in done.results.temperature] == [TARGET]
     assert Results.load(out / "results.json") == done.results
@@ -97,6 +102,26 @@ def test_going_on_from_a_checkpoint(extended, source, config, tmp_path):
     assert results.meta["recalibration_tokens"] == 5000 + 1024
     with pytest.raises(InputError, match="position-free"):
         extend(source, tmp_path / "other", replace(further, continue_from=source))
+
+
+def test_a_temperature_for_each_head_is_measured_and_folded(source, config, tmp_path):
+    plain = replace(config.recalibration, fade=None, distill=0.0, tokens=1024)
+    changes = {"temperature_form": "per_head_log", "temperature_steps": 2, "temperature_objective": "needles"}
+    out = tmp_path / "out"
+    done = extend(source, out, replace(config, control=False, recalibration=plain, **changes))
+    (row,) = done.results.temperature
+    assert row["length"] == TARGET
+    assert row["beta"] == pytest.approx(1 + row["a"] * math.log(2))
+    fit = read_fit(out / "temperature.json")
+    trained = load(source).model
+    trained.load_state_dict(
+        load_file(next((out / "recalibration").rglob("checkpoint-*/model.safetensors"))), strict=False
+    )
+    ids = torch.randint(3072, (1, TARGET))
+    with torch.no_grad(), apply(drop(trained), Tempered(Drope(), fit.temperature), TARGET):
+        expected = trained(ids).logits
+    found = AutoModelForCausalLM.from_pretrained(done.checkpoint)(ids).logits
+    assert torch.allclose(found, expected, atol=1e-4)
 
 
 def test_qk_norm_needs_no_context_from_the_user(source, config, tmp_path):

@@ -14,8 +14,9 @@ from drope.files import fingerprint, write_json
 if TYPE_CHECKING:
     from drope.evaluation import Entry, EvaluationConfig
     from drope.models import Loaded
+    from drope.positions.temperatures import Tempered
     from drope.results import Results
-    from drope.temperature import TemperatureFit
+    from drope.temperature import FormFit, TemperatureFit
     from drope.training import RecalibrationConfig, RecalibrationResult
 
 #: What the source model is measured with, beside the model that comes out.
@@ -35,6 +36,8 @@ class ExtendConfig:
     qk_norm : per-head QKNorm for the position-free model (Llama-shaped models); qk_norm_init: `fitted` or `ones`
     temperature_text : held-out text for fitting β; temperature_objective: `perplexity` or `needles`
     temperature_tokens : per length and evaluation of the loss
+    temperature_form : `log`, β(s) = 1 + a ln s as in the paper, or `per_head_log`, an a for each head, fitted by
+        `temperature_steps` steps of gradient descent at the target length
     """
 
     to: int
@@ -48,6 +51,8 @@ class ExtendConfig:
     temperature_text: str = "stdlib:heldout"
     temperature_objective: Literal["perplexity", "needles"] = "perplexity"
     temperature_tokens: int = 32768
+    temperature_form: Literal["log", "per_head_log"] = "log"
+    temperature_steps: int = 200
     notes: list[str] = field(default_factory=list)
 
     def settings(self) -> dict[str, Any]:
@@ -91,8 +96,12 @@ def extend(
     from drope import models
     from drope.evaluation import compare
     from drope.report import write
+    from drope.training import processes
 
     out = Path(out)
+    if processes.count() > 1:
+        hint = "Train with drope recalibrate on several, then go on from its model with --continue-from on one."
+        raise InputError("WORLD_SIZE", processes.count(), "one process for drope extend", hint)
     _claim(out, source, config)
     loaded = models.load(source, **(loading or {}))
     if loaded.tokenizer is None:
@@ -200,18 +209,29 @@ def _batches(loaded: Loaded, config: ExtendConfig) -> list:
     return [torch.as_tensor(blocks.dataset[i]["input_ids"])[None] for i in range(min(16, len(blocks.dataset)))]
 
 
-def _temperature(model, tokenizer, out: Path, config: ExtendConfig, context: int) -> TemperatureFit:
-    from drope import temperature
+def _temperature(model, tokenizer, out: Path, config: ExtendConfig, context: int) -> TemperatureFit | FormFit:
+    from drope import positions, temperature
+    from drope.evaluation.tasks import NEEDLES
+    from drope.temperature.heads import Gradient
 
     path = out / "temperature.json"
     if path.exists():
-        return temperature.TemperatureFit.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    lengths = [n for n in config.evaluation.resolved(context)[1] if n > context]
-    fitted = temperature.fit(
-        model, tokenizer, sorted({*lengths, config.to}), context=context, text=config.temperature_text,
-        max_tokens=config.temperature_tokens, objective=config.temperature_objective,
-        seed=config.evaluation.seed,
-    )  # fmt: skip
+        return temperature.read_fit(path)
+    tasks, lengths, _ = config.evaluation.resolved(context)
+    needles = [t for t in tasks if t in NEEDLES]
+    common: Any = {
+        "text": config.temperature_text, "max_tokens": config.temperature_tokens,
+        "objective": config.temperature_objective, "seed": config.evaluation.seed,
+    } | ({"tasks": needles} if needles else {})  # fmt: skip
+    fitted: TemperatureFit | FormFit
+    if config.temperature_form == "log":
+        targets = sorted({config.to, *(n for n in lengths if n > context)})
+        fitted = temperature.fit(model, tokenizer, targets, context=context, **common)
+    else:
+        fitted = temperature.fit_form(
+            model, tokenizer, config.temperature_form, config.to, method=positions.get("drope"),
+            gradient=Gradient(steps=config.temperature_steps), batch_tokens=max(config.to, 8192), **common,
+        )  # fmt: skip
     write_json(path, fitted.to_dict())
     return fitted
 
@@ -220,14 +240,19 @@ def _entries(
     loaded: Loaded,
     run: RecalibrationResult,
     control: RecalibrationResult | None,
-    temperature: TemperatureFit,
+    temperature: TemperatureFit | FormFit,
     config: ExtendConfig,
 ) -> dict[str, Entry]:
     from drope import positions
     from drope.evaluation import Entry
+    from drope.temperature import FormFit
 
+    if isinstance(temperature, FormFit):
+        ours = Entry(run.model, loaded.tokenizer, [_tempered(temperature)])
+    else:
+        ours = Entry(run.model, loaded.tokenizer, [positions.get("drope")], temperature)
     entries = {
-        "drope": Entry(run.model, loaded.tokenizer, [positions.get("drope")], temperature),
+        "drope": ours,
         "source": Entry(loaded.model, loaded.tokenizer, [positions.get(m) for m in config.methods]),
     }
     if control:
@@ -244,22 +269,34 @@ def _save(
     loaded: Loaded,
     out: Path,
     config: ExtendConfig,
-    temperature: TemperatureFit,
+    temperature: TemperatureFit | FormFit,
     results: Results,
 ) -> Path:
     from drope import models
     from drope.report import table
+    from drope.temperature import FormFit
 
     target = out / "checkpoint"
     provenance = {
         "source": _shown(loaded.source), "method": "drope", "tokens": _tokens(run, config), "data": run.data,
-        "temperature": {"a": temperature.a, "objective": temperature.objective},
-        "recalibration": config.settings()["recalibration"],
+        "temperature": {"objective": temperature.objective}, "recalibration": config.settings()["recalibration"],
     }  # fmt: skip
-    return models.save(
-        run.model, target, loaded.tokenizer, target_length=config.to, beta=temperature.beta(config.to),
-        provenance=provenance, card={"notes": table(results)}, overwrite=True,
-    )  # fmt: skip
+    common: Any = {"target_length": config.to, "card": {"notes": table(results)}, "overwrite": True}
+    if isinstance(temperature, FormFit):
+        provenance["temperature"] |= {"form": temperature.form}
+        method = _tempered(temperature)
+        return models.save(run.model, target, loaded.tokenizer, method=method, provenance=provenance, **common)
+    provenance["temperature"] |= {"a": temperature.a}
+    beta = temperature.beta(config.to)
+    return models.save(run.model, target, loaded.tokenizer, beta=beta, provenance=provenance, **common)
+
+
+def _tempered(fit: FormFit) -> Tempered:
+    """DroPE with a temperature of another form than β(s)."""
+    from drope import positions
+    from drope.positions.temperatures import Tempered
+
+    return Tempered(positions.get("drope"), fit.temperature)
 
 
 def _tokens(run: RecalibrationResult, config: ExtendConfig) -> int:

@@ -42,7 +42,7 @@ def test_search_keeps_factors_for_compare_and_writes_a_checkpoint(drope: Drope, 
     assert settings["longrope2"]["factors"] == {"256": target["factors"]}  # taken from the cache, not searched anew
 
 
-@pytest.mark.parametrize("form", ["constant", "per_position", "per_head", "scalable_softmax"])
+@pytest.mark.parametrize("form", ["constant", "per_position", "per_head", "per_head_log", "scalable_softmax"])
 def test_every_form_is_fitted_and_measured(drope: Drope, dropped: str, tmp_path: Path, form: str) -> None:
     fit = tmp_path / "fit.json"
     quick = ("--max-tokens", "512", "--tolerance", "0.3", "--steps", "2")

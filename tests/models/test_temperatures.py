@@ -15,6 +15,7 @@ from drope.positions.scales import LogPosition
 from drope.positions.temperatures import (
     TEMPERATURES,
     ConstantTemperature,
+    HeadLogTemperature,
     HeadTemperature,
     LogTemperature,
     NoTemperature,
@@ -29,7 +30,8 @@ LENGTH = CONTEXT + 16
 HEADS = ((1.0, 1.5, 2.0, 1.2), (1.7, 1.0, 1.1, 3.0))  # the tiny models have 2 layers of 4 heads
 FORMS = [
     NoTemperature(), ConstantTemperature(1.3), LogTemperature(0.4), PositionTemperature(0.9), HeadTemperature(HEADS),
-    ScalableSoftmaxTemperature(0.3), ScalableSoftmaxTemperature(), ScalableSoftmaxTemperature(HEADS),
+    HeadLogTemperature(HEADS), ScalableSoftmaxTemperature(0.3), ScalableSoftmaxTemperature(),
+    ScalableSoftmaxTemperature(HEADS),
 ]  # fmt: skip
 
 
@@ -44,6 +46,8 @@ def factor(temperature, i: int, layer: int, head: int) -> float:
         return 1 + temperature.a * math.log(seen / CONTEXT) if seen > CONTEXT else 1.0
     if name == "per_head":
         return temperature.values[layer][head]
+    if name == "per_head_log":
+        return 1 + temperature.a[layer][head] * math.log(LENGTH / CONTEXT)
     if name == "scalable_softmax":
         s = 1 / math.log(CONTEXT) if temperature.s is None else temperature.s
         return (s if isinstance(s, float) else s[layer][head]) * math.log(seen)
@@ -161,7 +165,7 @@ def test_every_form_comes_back_from_its_settings():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: get_temperature("warm"), "none, constant, log, per_position, per_head, scalable_softmax"),
+        (lambda: get_temperature("warm"), "none, constant, log, per_position, per_head, per_head_log, scalable"),
         (lambda: get_temperature("logs", a=1), "Did you mean log"),
         (lambda: get_temperature("log", b=1), "setting of log is 'b'; allowed: a"),
         (lambda: get_temperature("log"), "settings of log is 'none'; allowed: a"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from drope.errors import DropeError, InputError
-from drope.models import apply, restore, set_logit_scale
+from drope.models import apply, restore, rope_shape, set_logit_scale
 from drope.models.logit_scale import logit_scale
 from drope.positions import Drope, Rope
 from drope.positions.temperatures import (
@@ -58,6 +58,28 @@ def test_head_scale_recovers_the_factor_of_each_head(make_sharp, letters, write)
     assert again == got
 
 
+def test_one_fit_of_per_head_log_is_head_scale_at_its_length_and_grows_with_the_logarithm(make_sharp, letters, write):
+    model = make_sharp()
+    text = write(model, 160, LENGTH)
+    divide_heads(model, [[1.0, 2.0, 1.4, 1.0]])
+    both = [
+        fit_form(
+            model, letters, form, LENGTH, text=[text], max_tokens=40 * LENGTH, batch_tokens=40 * LENGTH,
+            gradient=Gradient(steps=10),
+        )
+        for form in ("per_head", "per_head_log")
+    ]  # fmt: skip
+    shape = rope_shape(model.config)
+    curve = both[1].temperature
+    assert curve.at(shape, LENGTH).values[0] == pytest.approx(both[0].temperature.values[0])
+    assert both[1].loss == pytest.approx(both[0].loss, rel=1e-5)
+    factor = both[0].temperature.values[0][1]
+    s = math.sqrt(LENGTH / shape.context)  # half way on the logarithm
+    assert curve.at(shape, round(s * shape.context)).values[0][1] == pytest.approx((1 + factor) / 2, abs=0.02)
+    (row,) = both[1].rows()
+    assert row["beta"] == pytest.approx(sum(both[0].temperature.values[0]) / 4)
+
+
 def test_scalable_softmax_recovers_what_ln_n_does(make_sharp, letters, write):
     model = make_sharp()
     true = [[0.5, 0.3, 0.4, 0.3]]
@@ -102,7 +124,7 @@ def test_the_model_comes_back_as_it_was(make_sharp, letters, write):
     set_logit_scale(model, 1.25)
     before = model(input_ids=ids).logits.detach()
     model.train()
-    for form in ("constant", "per_position", "per_head", "scalable_softmax"):
+    for form in ("constant", "per_position", "per_head", "per_head_log", "scalable_softmax"):
         fit_form(model, letters, form, LENGTH, text=[text], max_tokens=8 * LENGTH, gradient=Gradient(steps=2))
     assert model.training
     assert logit_scale(model) == 1.25
@@ -150,7 +172,7 @@ def test_files_hold_either_kind(make_sharp, letters, write, tmp_path):
     ("form", "length", "changed", "said"),
     [
         ("log", LENGTH, {}, "drope.temperature.fit"),
-        ("warm", LENGTH, {}, "constant, per_position, per_head, scalable_softmax"),
+        ("warm", LENGTH, {}, "constant, per_position, per_head, per_head_log, scalable_softmax"),
         ("per_head", 24, {}, "a target above the context of 24"),
         ("per_position", 24, {}, "a target above the context of 24"),
         ("constant", 10, {}, "at least the context"),

@@ -56,6 +56,10 @@ class Extending:
         Minimise the perplexity of text, as in the paper, or the loss of needle answers.
     temperature_tokens
         Tokens per length and pass of that fit.
+    temperature_form
+        One β(s) = 1 + a ln s for the model, as in the paper, or an a for each head, fitted by gradient descent.
+    temperature_steps
+        Of that descent.
     notes
         Lines for the report.
     """
@@ -70,6 +74,8 @@ class Extending:
     temperature_text: str = "stdlib:heldout"
     temperature_objective: Literal["perplexity", "needles"] = "perplexity"
     temperature_tokens: Tokens = 32768
+    temperature_form: Literal["log", "per_head_log"] = "log"
+    temperature_steps: int = 200
     notes: Annotated[tuple[str, ...], Several] = ()
 
 

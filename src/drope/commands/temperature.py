@@ -44,7 +44,7 @@ class Fitting:
         Target lengths, such as 8x or 16k.
     form
         log: β(s) = 1 + a·ln s over several lengths, as in the paper. For one length: constant β, per_position
-        1 + a·ln(i/C), per_head (HeadScale), scalable_softmax s·ln n.
+        1 + a·ln(i/C), per_head (HeadScale), per_head_log 1 + a·ln s of each head, scalable_softmax s·ln n.
     data
         Held-out text, or the haystack of the needles: stdlib:heldout, a file, a folder or a hub dataset.
     max_tokens
@@ -62,7 +62,7 @@ class Fitting:
     seed
         Seed of those needles, none of which the evaluation uses, and of the order of a gradient fit.
     steps
-        Of the gradient fits: per_head, scalable_softmax.
+        Of the gradient fits: per_head, per_head_log, scalable_softmax.
     learning_rate
         Theirs, at the first step and at the last.
     least
@@ -70,7 +70,7 @@ class Fitting:
     """
 
     to: Annotated[tuple[str, ...], Several]
-    form: Literal["log", "constant", "per_position", "per_head", "scalable_softmax"] = "log"
+    form: Literal["log", "constant", "per_position", "per_head", "per_head_log", "scalable_softmax"] = "log"
     data: str = "stdlib:heldout"
     max_tokens: Tokens = 65536
     bounds: Pair = (0.7, 3.0)

@@ -52,8 +52,10 @@ def save_method(
     from drope.models.shape import rope_shape
     from drope.models.stock import stock_config
     from drope.positions import Requirements
-    from drope.positions.temperatures import HeadTemperature, Tempered
+    from drope.positions.temperatures import HeadLogTemperature, HeadTemperature, Tempered
 
+    if isinstance(method, Tempered) and isinstance(method.temperature, HeadLogTemperature):
+        method = Tempered(method.method, method.temperature.at(rope_shape(model.config), target_length))
     requirements = check_method(model.config, method, target_length)
     provenance = dict(provenance or {}) | {"method": method.name}
     if isinstance(method, Tempered) and isinstance(method.temperature, HeadTemperature):

@@ -128,6 +128,42 @@ class HeadTemperature(Temperature):
 
 
 @dataclass(frozen=True)
+class HeadLogTemperature(Temperature):
+    """1 + a_h ln s for head h beyond C_train, 1 within it: DroPE's β(s) with HeadScale's freedom, `a[layer][head]`.
+
+    One fit serves every length, where HeadScale's factors are those of one.
+    """
+
+    a: Values
+    name: ClassVar[str] = "per_head_log"
+    label: ClassVar[str] = "1 + a_h ln s"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "a", _heads("a", self.a))
+        for row in self.a:
+            for value in row:
+                _finite("a", value)
+
+    @classmethod
+    def through(cls, values: Values, s: float) -> HeadLogTemperature:
+        """The one with HeadScale's factors `values` at the extension factor s > 1."""
+        return cls(tuple(tuple((v - 1) / math.log(s) for v in row) for row in values))
+
+    def at(self, shape: RopeShape, length: int) -> HeadTemperature:
+        """HeadScale's factors at `length` tokens.
+
+        Raises
+        ------
+        InputError : a factor is not above 0
+        """
+        growth = math.log(shape.factor(length))
+        return HeadTemperature(tuple(tuple(1 + a * growth for a in row) for row in self.a))
+
+    def query_scale(self, shape: RopeShape, length: int) -> QueryScale | None:
+        return self.at(shape, length).query_scale(shape, length)
+
+
+@dataclass(frozen=True)
 class ScalableSoftmaxTemperature(Temperature):
     """Scalable softmax: s ln n for a query that sees n tokens (arXiv 2501.19399).
 
@@ -158,7 +194,7 @@ class ScalableSoftmaxTemperature(Temperature):
 TEMPERATURES: dict[str, type[Temperature]] = {
     cls.name: cls
     for cls in (
-        NoTemperature, ConstantTemperature, LogTemperature, PositionTemperature, HeadTemperature,
+        NoTemperature, ConstantTemperature, LogTemperature, PositionTemperature, HeadTemperature, HeadLogTemperature,
         ScalableSoftmaxTemperature,
     )
 }  # fmt: skip
@@ -191,7 +227,8 @@ def get_temperature(form: str, **settings: Any) -> Temperature:
 class Tempered(Method):
     """A method with a softmax temperature, for `drope.models.apply`. It bears the method's name.
 
-    An input within C_train is left as it is by the forms that are fitted to a longer one (log, per_position, per_head).
+    An input within C_train is left as it is by the forms that are fitted to a longer one: log, per_position, per_head,
+    per_head_log.
     """
 
     method: Method

@@ -24,7 +24,7 @@ from drope.temperature.objective import EVALUATIONS, Objective, check, mean, min
 if TYPE_CHECKING:
     from drope.temperature.heads import Gradient
 
-FORMS = ("constant", "per_position", "per_head", "scalable_softmax")  # `log` is what `fit` fits
+FORMS = ("constant", "per_position", "per_head", "per_head_log", "scalable_softmax")  # `log` is what `fit` fits
 _STEP = 0.04  # in β, for the error of one number
 _SHARE = 0.75  # of the samples is fitted where many numbers are, the rest judges
 
@@ -66,6 +66,22 @@ class FormFit:
         """The temperature itself, for `drope.positions.temperatures.Tempered`."""
         return get_temperature(**self.settings)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """What `Results.temperature` holds. Where heads differ, β and a are the means over heads."""
+        from drope.positions import RopeShape
+        from drope.positions.temperatures import HeadLogTemperature, HeadTemperature
+
+        row = {k: v for k, v in asdict(self).items() if k not in ("settings", "history")} | {"form": self.form}
+        temperature, shape = self.temperature, RopeShape(theta=2.0, head_dim=2, context=self.context)
+        if isinstance(temperature, HeadLogTemperature):
+            row["a"] = mean([a for layer in temperature.a for a in layer])
+            temperature = temperature.at(shape, self.length)
+        if isinstance(temperature, HeadTemperature):
+            row["beta"] = mean([v for layer in temperature.values for v in layer])
+        elif self.form in ("constant", "log"):
+            row["beta"] = temperature.beta(shape, self.length)
+        return [row]
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -105,8 +121,9 @@ def fit_form(
 ) -> FormFit:
     """Fit one form of temperature at one target length; the model comes back as it was.
 
-    `constant` and `per_position` (a of 1 + a ln(n / C)) are searched; `per_head` and `scalable_softmax` (s of each
-    head) are fitted by gradient descent on these numbers alone, the weights frozen (HeadScale, arXiv 2404.12224).
+    `constant` and `per_position` (a of 1 + a ln(n / C)) are searched; `per_head`, `per_head_log` (a of 1 + a ln s of
+    each head) and `scalable_softmax` (s of each head) are fitted by gradient descent on these numbers alone, with the
+    weights frozen (HeadScale, arXiv 2404.12224).
 
     Parameters
     ----------
@@ -145,7 +162,7 @@ def fit_form(
         with apply(model, tempered, length), evaluating(model):
             return which.losses(model)
 
-    if form in ("per_head", "scalable_softmax"):
+    if form in ("per_head", "per_head_log", "scalable_softmax"):
         from drope.temperature.heads import Gradient, fit_heads
 
         fitted, judged = samples.split(_SHARE)

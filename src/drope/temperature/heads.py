@@ -15,7 +15,13 @@ from drope.errors import DropeError, InputError
 from drope.evaluation.samples import Samples, batch_losses
 from drope.positions import Method, RopeShape
 from drope.positions.scales import QueryScale
-from drope.positions.temperatures import HeadTemperature, ScalableSoftmaxTemperature, Temperature, Tempered
+from drope.positions.temperatures import (
+    HeadLogTemperature,
+    HeadTemperature,
+    ScalableSoftmaxTemperature,
+    Temperature,
+    Tempered,
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def fit_heads(
 ) -> HeadFit:
     """Minimise the loss of `samples` over one factor for each head, the weights frozen.
 
-    form : `per_head` or `scalable_softmax`
+    form : `per_head`, `per_head_log` (the same, understood as 1 + a_h ln s) or `scalable_softmax`
 
     Raises
     ------
@@ -122,7 +128,11 @@ def fit_heads(
             bar.advance(1, f"loss {history[-1]:.3f}")
     unit = math.log(context) if scalable else 1.0
     found = tuple(tuple(x / unit for x in row) for row in values.detach().double().cpu().tolist())
-    return HeadFit(ScalableSoftmaxTemperature(found) if scalable else HeadTemperature(found), history)
+    if scalable:
+        return HeadFit(ScalableSoftmaxTemperature(found), history)
+    if form == "per_head_log":
+        return HeadFit(HeadLogTemperature.through(found, shape.factor(length)), history)
+    return HeadFit(HeadTemperature(found), history)
 
 
 @contextmanager
