@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from drope.commands import main
+from drope.commands.measuring import doublings
+from drope.errors import InputError
 from drope.evaluation.run import WINDOW
 from drope.positions import METHODS
 
@@ -105,3 +107,16 @@ def test_rotary_modules_that_do_not_scale_are_found_before_weights_load(
         (tmp_path / file.name).write_bytes(file.read_bytes())
     assert main(["evaluate", str(tmp_path), *QUICK, "--lengths", "2x", "--methods", "pi"]) == 2
     assert "does not carry out PI" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("to", "lengths"),
+    [("8x", "128 256 512 1024"), ("1k", "128 256 512 1024"), ("700", "128 256 512 700"), ("1x", "128")],
+)
+def test_to_measures_at_each_doubling(to, lengths):
+    assert doublings(to, 128) == tuple(lengths.split())
+
+
+def test_to_below_the_context_is_refused():
+    with pytest.raises(InputError, match=r"--to is '64'; allowed: a length of at least the context, 128 tokens"):
+        doublings("64", 128)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App
 
 from drope.commands.catalogue import skipped_lines
-from drope.commands.measuring import NO_MEASURING, ROPE_METHODS, MeasuringFlags, entry, measured_lengths, short_name
+from drope.commands.measuring import (
+    NO_MEASURING,
+    ROPE_METHODS,
+    MeasuringFlags,
+    doublings,
+    entry,
+    measured_lengths,
+    short_name,
+)
 from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, LoadingFlags, Several
 from drope.commands.output import resumable, session
 from drope.commands.tables import result_tables
@@ -24,6 +32,8 @@ app = App(
 
   # an extended model against RoPE, PI, NTK, dynamic NTK, YaRN and NoPE on its original
   drope compare org/model out/model --out out/compare
+  # every method that the model can run, at 1x, 2x, 4x and 8x its context
+  drope compare org/model --methods all --to 8x --out out/compare
   # names of your own, and some methods only
   drope compare base=org/model long=out/model --methods rope yarn --lengths 2x 4x --out out/compare""",
 )
@@ -35,6 +45,7 @@ def compare(
     *,
     out: Path,
     methods: Annotated[tuple[str, ...], Several] = (),
+    to: str | None = None,
     temperature: Path | None = None,
     seed: int = 0,
     measuring: MeasuringFlags = NO_MEASURING,
@@ -53,6 +64,8 @@ def compare(
         Methods for the models that rotate, by name (docs/methods.md), or all: every one that a model can run. By
         default rope, pi, ntk, dynamic_ntk, yarn and nope for the first such model and rope for the others.
         Position-free models run as drope.
+    to
+        Measure at the context, twice it, and so on up to this length, such as 8x or 16k, in place of --lengths.
     temperature
         Fit that `drope temperature --out` wrote; sets β for each length of the position-free models.
     seed
@@ -68,6 +81,8 @@ def compare(
             next(iter(named.values())), revision=loading.revision, trust_remote_code=loading.trust_remote_code
         )
         context = rope_shape(first).context
+        if to is not None:
+            measuring = replace(measuring, lengths=doublings(to, context))
         config = measuring.config(context, seed)
         lengths = measured_lengths(config, context)
         entries: dict[str, Entry] = {}

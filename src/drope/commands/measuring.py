@@ -128,6 +128,15 @@ def measured_lengths(config: EvaluationConfig, context: int) -> list[int]:
     return sorted({*(lengths if config.tasks else ()), *documents, *([context] if config.harness_tasks else [])})
 
 
+def doublings(to: str, context: int) -> tuple[str, ...]:
+    """The context, twice it and so on below the length `to`, then that: lengths as people write them."""
+    last = parse_target(to, context, "--to")
+    if last < context:
+        raise InputError("--to", to, f"a length of at least the context, {context} tokens")
+    below = (context << k for k in range(last.bit_length()))
+    return tuple(str(n) for n in below if n < last) + (str(last),)
+
+
 MeasuringFlags = Annotated[Measuring, Parameter(name="*", group=Group("What to measure", sort_key=20))]
 NO_MEASURING = Measuring()
 
