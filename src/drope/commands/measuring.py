@@ -134,7 +134,7 @@ def doublings(to: str, context: int) -> tuple[str, ...]:
     if last < context:
         raise InputError("--to", to, f"a length of at least the context, {context} tokens")
     below = (context << k for k in range(last.bit_length()))
-    return tuple(str(n) for n in below if n < last) + (str(last),)
+    return (*(str(n) for n in below if n < last), str(last))
 
 
 MeasuringFlags = Annotated[Measuring, Parameter(name="*", group=Group("What to measure", sort_key=20))]
