@@ -96,7 +96,7 @@ def test_temperature_fits_and_keeps_the_fit(drope: Drope, dropped: str, tmp_path
 def test_evaluate_runs_the_methods_asked_for(drope: Drope, tiny: str, tmp_path: Path) -> None:
     out = tmp_path / "results"
     found = drope("evaluate", tiny, *QUICK, "--methods", "rope", "yarn", "--lengths", "2x", "--out", out)
-    assert {m["method"] for m in found["measurements"]} == {"rope", "yarn"}
+    assert {m["method"] for m in found["measurements"]} == {"rope", "yarn", "sliding_window"}
     assert {m["length"] for m in found["measurements"]} == {256}
     assert found["model"] == "tiny-rope"
     assert str(tmp_path) not in (out / "results.json").read_text()
@@ -137,7 +137,12 @@ def test_results_for_people_are_tables(tiny: str, capsys: pytest.CaptureFixture[
 
 
 def test_the_flags_are_those_of_the_evaluation() -> None:
-    ours = {f.name for f in fields(Measuring)} - {"batch_tokens_eval"} | {"batch_tokens", "seed"}
+    ours = {f.name for f in fields(Measuring)} - {"batch_tokens_eval"} | {
+        "batch_tokens",
+        "seed",
+        "harness_tasks",
+        "sliding_window",
+    }
     assert ours == {f.name for f in fields(EvaluationConfig)}
     assert Measuring().config(128, seed=0) == EvaluationConfig(lengths=(128, 256, 512, 1024))
 
@@ -171,7 +176,7 @@ TRAIN = (
 
 def test_the_flags_are_those_of_the_training() -> None:
     ours = {f.name for f in fields(Recalibrating)} - {"recipe", "set", "distill_temperature"}
-    others = {"training_arguments", "temperature", "seed", "mixed_window"}
+    others = {"training_arguments", "temperature", "seed", "mixed_window", "skip"}
     assert ours | others == {f.name for f in fields(RecalibrationConfig)}
     assert Recalibrating("stdlib", 1000).config(0) == RecalibrationConfig("stdlib", 1000, **RECIPES["paper"])
 
@@ -181,12 +186,12 @@ def test_a_recipe_gives_way_to_flags() -> None:
         "stdlib", 1000, **RECIPES["fast"]
     )
     config = Recalibrating(
-        "stdlib", 1000, recipe="fast", fade="none", distill=0.0, set=("logging_nan_inf_filter=false",)
+        "stdlib", 1000, recipe="fast", fade="none", distill=0.0, set=("dataloader_pin_memory=false",)
     )
     assert config.config(0).fade is None
     assert config.config(0).distill == 0
     assert config.config(0).optimizer == RECIPES["fast"]["optimizer"]
-    assert config.config(0).training_arguments == {"logging_nan_inf_filter": False}
+    assert config.config(0).training_arguments == {"dataloader_pin_memory": False}
 
 
 def test_recalibrate_writes_a_position_free_checkpoint(drope: Drope, tiny: str, tmp_path: Path) -> None:
@@ -244,7 +249,7 @@ def test_extend_from_a_file_end_to_end(drope: Drope, tiny: str, tmp_path: Path) 
         "methods: [rope, yarn]\ntemperature_tokens: 512\nnotes: [a note]\n"
     )
     found = drope("extend", tiny, "--config", recipe, "--tokens", "4k", "--trials", "2", "--out", tmp_path / "out")
-    assert {m["method"] for m in found["results"]["measurements"]} == {"rope", "yarn", "drope"}
+    assert {m["method"] for m in found["results"]["measurements"]} == {"rope", "yarn", "drope", "sliding_window"}
     assert (tmp_path / "out/report.html").exists()
     assert json.loads((tmp_path / "out/checkpoint/drope.json").read_text())["target_length"] == 512
     again = drope("extend", tiny, "--config", recipe, "--tokens", "4k", "--trials", "2", "--out", tmp_path / "out")
