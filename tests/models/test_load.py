@@ -151,6 +151,16 @@ def test_settings_are_checked(folder):
         models.load(folder, device="abacus")
 
 
+def test_the_shipped_state_goes_with_the_bundled_model():
+    base, state = models.load("bundled"), models.load("bundled:recalibrating")
+    assert models.is_position_free(state.model)
+    assert state.model.dtype == torch.float32  # on a CPU
+    assert state.tokenizer.get_vocab() == base.tokenizer.get_vocab()
+    assert models.rope_shape(state.model.config).context == models.rope_shape(base.model.config).context
+    shapes = [{name: p.shape for name, p in found.model.named_parameters()} for found in (base, state)]
+    assert shapes[0] == shapes[1]
+
+
 def test_bundled_is_found_or_missed_clearly(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.import_module("drope.models.load"), "__file__", str(tmp_path / "models" / "load.py"))
     with pytest.raises(InputError, match="no bundled model"):

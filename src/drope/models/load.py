@@ -44,6 +44,7 @@ def load(
     Parameters
     ----------
     source : a hub id, a folder, a .gguf file, or `bundled` for the small model that ships with drope
+        (`bundled:recalibrating` is a position-free state from late in its recalibration)
     dtype : `auto` is float32 on a CPU and the checkpoint's own elsewhere
     device : `auto` is the first accelerator, else the CPU
     revision : branch, tag or commit, for hub ids
@@ -255,7 +256,7 @@ class _readable_errors:
 
         message = str(error)
         first = message.strip().splitlines()[0] if message.strip() else type(error).__name__
-        local = Path(self.source).expanduser().exists() or self.source == "bundled"
+        local = Path(self.source).expanduser().exists() or self.source in BUNDLED
         if isinstance(error, SafetensorError):
             raise InputError("model", self.source, "whole files", f"A file is damaged: {first}.") from error
         unknown = ("Unrecognized", "model_type", "model type")
