@@ -108,7 +108,7 @@ def test_below_the_critical_pair_the_base_is_changed():
         (lambda: LongRoPE2({256: (1.0, math.nan)}), "finite numbers of at least 1"),
         (lambda: LongRoPE2({256: ()}), "finite numbers of at least 1"),
         (lambda: LongRoPE2({}), "at least one target length"),
-        (lambda: LongRoPE2({"far": (1.0,)}), "a mapping of target lengths"),
+        (lambda: LongRoPE2({"far": (1.0,)}), "a mapping of target lengths"),  # type: ignore[dict-item]
         (lambda: LongRoPE2((1.0, 2.0)), "a mapping of target lengths"),
         (lambda: LongRoPE2(((256, (1.0,)), (256, (2.0,)))), "each target length once"),
         (lambda: LongRoPE2(attention_factor=0), "a number above 0"),
