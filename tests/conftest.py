@@ -35,7 +35,7 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_leaks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Each test has caches of its own, so that none finds what another left; the settings of who runs them do not count."""
+    """Each test has its own caches and finds no other's; settings of the person who runs the tests do not count."""
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setenv("DROPE_CACHE", str(cache / "drope"))

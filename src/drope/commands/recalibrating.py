@@ -68,6 +68,8 @@ class Recalibrating:
         How the rotation goes: none (at once), by frequency or by layer. Default: none; fast: lowest_first.
     fade_share
         Share of the run over which it goes. Default: 0.3.
+    virtual_length
+        Let contexts seem up to this many times longer: spans count several times in attention, at no cost. 1: not.
     match
         Share of the run, at its beginning, that also minimises the distance from the original's hidden states.
     train
@@ -114,6 +116,7 @@ class Recalibrating:
     distill_temperature: float = 1.0
     fade: Annotated[Fading | None, Value] = None
     fade_share: Annotated[float | None, Value] = None
+    virtual_length: float = 1.0
     match: float = 0.0
     train: Literal["all", "attention"] = "all"
     lora: int = 0

@@ -121,7 +121,7 @@ def convert(
     with resumable_folder(out, key, overwrite) as partial:
         temporary = partial.folder
         for file in weights:
-            if not partial.done(file.name):
+            if not (partial.done(file.name) and _same_layout(file, temporary / file.name)):
                 if edits.keys() & check_safetensors(file).keys():
                     patch(file, temporary / file.name, edits)
                 else:
@@ -192,6 +192,14 @@ def side_files(folder: Path) -> list[Path]:
         for f in files
         if (f.suffix in _KEPT or f.name.upper().startswith(_LEGAL)) and f.stat().st_size <= _LARGEST_SIDE_FILE
     ]
+
+
+def _same_layout(file: Path, written: Path) -> bool:
+    """Whether what an earlier try wrote holds the same tensors and is whole; a power cut can undo a finished file."""
+    try:
+        return check_safetensors(written) == check_safetensors(file)
+    except InputError:
+        return False
 
 
 def _place(file: Path, target: Path, link: bool) -> None:

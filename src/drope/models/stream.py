@@ -1,11 +1,13 @@
-"""Changing a few weights of a checkpoint of any size: files are copied, and what changes is patched in place.
+"""Changing a few weights of a checkpoint of any size: files are copied as bytes, but for the tensors that change.
 
 Nothing but a piece of one tensor is in memory. Used to fold a temperature into the weights that make q.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,20 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drope.errors import DropeError, UnsupportedModelError, VerificationError
+from drope.errors import DropeError, InputError, UnsupportedModelError, VerificationError
 from drope.models.files import check_safetensors
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-_PIECE = 64 * 1024**2  # bytes of a tensor that are in memory at a time
+_PIECE = 256 * 1024  # bytes of a tensor that are in memory at a time: few enough to stay in the processor's cache
+_COPIED = 64 * 1024**2  # bytes that the kernel copies at a time, so that an interrupt is heeded
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class Edit:
-    """new = factor · (old + shift) − shift, in the given output rows or in all; computed in float32."""
+    """new = factor · (old + shift) − shift, in the given output rows or in all; computed in float32 or wider."""
 
     factor: float
     shift: float = 0.0
@@ -105,9 +108,12 @@ def refuse_missing(config: PretrainedConfig, edits: Mapping[str, Edit], files: l
 def patch(source: Path, target: Path, edits: Mapping[str, Edit]) -> None:
     """Write `source` to `target` with the tensors named in `edits` changed; `target` appears whole or not at all.
 
+    Shapes and precision stay, so the header and all other tensors are copied as bytes, inside the kernel where it can.
+
     Raises
     ------
     UnsupportedModelError : a tensor to be changed is in a quantised format
+    VerificationError : a changed weight is beyond its format
     DropeError : the disk has no room
     """
     header = check_safetensors(source)
@@ -115,39 +121,76 @@ def patch(source: Path, target: Path, edits: Mapping[str, Edit]) -> None:
     for key in named:
         if header[key]["dtype"] not in _DTYPES:
             raise UnsupportedModelError(f"{key} is stored as {header[key]['dtype']}, which cannot be scaled exactly.")
-    needed, free = source.stat().st_size, shutil.disk_usage(target.parent).free
-    if needed > free:
-        raise DropeError(f"There is no room for {target.name}: {needed:,} bytes needed, {free:,} free.")
+    size, free = source.stat().st_size, shutil.disk_usage(target.parent).free
+    if size > free:
+        raise DropeError(f"There is no room for {target.name}: {size:,} bytes needed, {free:,} free.")
     temporary = target.with_name(f".{target.name}.writing")
-    shutil.copyfile(source, temporary)
-    with temporary.open("r+b") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        for key, edit in named.items():
-            _patch_tensor(file, start + header[key]["data_offsets"][0], header[key], edit)
+    with source.open("rb", buffering=0) as old, temporary.open("wb", buffering=0) as new:
+        start = 8 + int.from_bytes(old.read(8), "little")
+        at = 0
+        for key in sorted(named, key=lambda key: header[key]["data_offsets"]):
+            first, last = (start + offset for offset in header[key]["data_offsets"])
+            _copy_range(old, new, at, first)
+            _patch_tensor(old, new, first, header[key], named[key])
+            at = last
+        _copy_range(old, new, at, size)
     os.replace(temporary, target)
 
 
-def _patch_tensor(file: Any, offset: int, entry: dict[str, Any], edit: Edit) -> None:
+def _copy_range(old: Any, new: Any, first: int, last: int) -> None:
+    """Bytes [first, last) of one open file to the same place in another."""
+    inside = getattr(os, "copy_file_range", None)  # Linux
+    while first < last:
+        count = min(_COPIED, last - first)
+        if inside is not None:
+            try:
+                if done := inside(old.fileno(), new.fileno(), count, first, first):
+                    first += done
+                    continue
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+            inside = None  # another file system, or one that cannot
+        old.seek(first)
+        new.seek(first)
+        piece = old.read(min(_PIECE, count))
+        if not piece:
+            raise InputError("weights", old.name, "a whole file", "It became shorter while it was read.")
+        _write(new, piece)
+        first += len(piece)
+
+
+def _patch_tensor(old: Any, new: Any, offset: int, entry: dict[str, Any], edit: Edit) -> None:
     import torch
 
     dtype = getattr(torch, _DTYPES[entry["dtype"]])
     rows = entry["shape"][0] if entry["shape"] else 1
     width = (entry["data_offsets"][1] - entry["data_offsets"][0]) // max(rows, 1)  # bytes
     step = max(1, _PIECE // max(width, 1))
+    old.seek(offset)
+    new.seek(offset)
     for first in range(0, rows, step):
         count = min(step, rows - first)
-        chosen = None if edit.rows is None else edit.rows[first : first + count]
-        if chosen is not None and not bool(chosen.any()):
-            continue
-        file.seek(offset + first * width)
-        values = torch.frombuffer(bytearray(file.read(count * width)), dtype=dtype).reshape(count, -1)
-        new = ((values.float() + edit.shift) * edit.factor - edit.shift).to(dtype)
-        if chosen is not None:
-            new = torch.where(chosen[:, None], new, values)
-        if not bool(torch.isfinite(new).all()):
-            raise VerificationError("A weight overflows its format when the temperature is folded in.")
-        file.seek(offset + first * width)
-        file.write(new.contiguous().view(torch.uint8).numpy().tobytes())
+        raw: Any = bytearray(count * width)
+        if old.readinto(raw) != len(raw):
+            raise InputError("weights", old.name, "a whole file", "It became shorter while it was read.")
+        if edit.rows is None or bool(edit.rows[first : first + count].any()):
+            values = torch.frombuffer(raw, dtype=dtype).reshape(count, -1)
+            wide = values if dtype == torch.float64 else values.float()
+            wide = (wide + edit.shift) * edit.factor - edit.shift if edit.shift else wide * edit.factor
+            result = wide.to(dtype)
+            if edit.rows is not None:
+                result = torch.where(edit.rows[first : first + count, None], result, values)
+            if result.numel() and not all(math.isfinite(float(end)) for end in result.aminmax()):
+                raise VerificationError("A weight overflows its format when the temperature is folded in.")
+            raw = result.contiguous().view(torch.uint8).numpy().data
+        _write(new, raw)
+
+
+def _write(file: Any, data: Any) -> None:
+    left = memoryview(data).cast("B")
+    while left:  # a write call may take a part only
+        left = left[file.write(left) :]
 
 
 def write_index(folder: Path) -> None:

@@ -77,6 +77,8 @@ class RecalibrationConfig:
         tokenise first
     bos : begin each document with BOS; the paper does not
     document_mask : tokens attend within their document only; the paper's attend across
+    virtual_length : contexts seem up to this many times longer: spans of a block count several times in
+        attention, at no cost (see `drope.training.virtual_length`; not for a control); 1: as they are
     mixed_window : for a control run: train at a longer target, in part under a rescaled rotation (LongRoPE2)
     training_arguments : further fields of `transformers.TrainingArguments`
 
@@ -118,6 +120,7 @@ class RecalibrationConfig:
     stream: bool = False
     bos: bool = False
     document_mask: bool = False
+    virtual_length: float = 1.0
     mixed_window: MixedWindow | None = None
     training_arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -151,6 +154,7 @@ class RecalibrationConfig:
         self._range("temperature", above=0)
         self._range("fade_share", above=0, below=1)
         self._range("spike", least=0)
+        self._range("virtual_length", least=1)
         self._whole("seed", 0)
         self._whole("eval_blocks", 0)
         if self.micro_batch != "auto":

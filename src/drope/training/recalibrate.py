@@ -92,6 +92,7 @@ def recalibrate(
     """
     from drope.models.shape import stops_rotation
     from drope.training.plan import make_plan
+    from drope.training.virtual_length import check_virtual_length
 
     out = Path(out)
     processes.start(model.device)
@@ -102,6 +103,8 @@ def recalibrate(
     if teacher is None and (config.distill or config.match):
         teacher = own_teacher(model)
     plan = make_plan(model, tokenizer, config, teacher, record, control)
+    if config.virtual_length > 1 and not control:
+        check_virtual_length(model, plan.context)
     plan = replace(plan, micro_batch=min(processes.gathered(plan.micro_batch)))
     amount = plan.steps * plan.step_blocks * plan.context
     packing: dict[str, Any] = {"cache_dir": cache_dir, "seed": config.seed, "text_field": config.text_field}
@@ -177,7 +180,6 @@ def _train(
     eos: int,
 ) -> list[dict[str, Any]]:
     """Run the Trainer; the rows of the history."""
-    import torch
     from transformers.trainer_callback import PrinterCallback
 
     from drope import models
@@ -206,7 +208,7 @@ def _train(
         trainer = RecalibrationTrainer(
             model=model, args=plan.training_arguments(config, folder, bool(heldout), model.device), callbacks=callbacks,
             train_dataset=blocks.dataset, eval_dataset=heldout.dataset if heldout else None,
-            data_collator=lambda rows: {k: torch.stack([row[k] for row in rows]) for k in ("input_ids", "trained")},
+            data_collator=partial(_collate, virtual_length=1.0 if control else config.virtual_length, seed=config.seed),
             config=config, teacher=teacher if config.distill or config.match else None, autocast=plan.autocast, run=run,
             windows=windows, rate_factor=rollbacks.factor,
             eos=eos if config.document_mask else None, match_steps=round(config.match * plan.steps),
@@ -232,6 +234,18 @@ def _train(
             f"saved in {out}. To go on, run the same command with --resume (in Python: recalibrate(..., resume=True))."
         )
     return history.rows
+
+
+def _collate(rows: list[dict[str, Any]], virtual_length: float, seed: int) -> dict[str, Any]:
+    """A batch of packed blocks, with ln m of their tokens where contexts are to seem longer."""
+    import torch
+
+    from drope.training.virtual_length import log_copies
+
+    batch = {name: torch.stack([row[name] for row in rows]) for name in ("input_ids", "trained")}
+    if virtual_length > 1:
+        batch["log_copies"] = torch.stack([log_copies(ids, virtual_length, seed) for ids in batch["input_ids"]])
+    return batch
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from drope.training.checkpoints import checkpoints, write_marker
 from drope.training.losses import Logits, Losses, chunked_loss, linear_head
 from drope.training.matching import layer_outputs, mismatch
 from drope.training.optimizers import muon_adamw
+from drope.training.virtual_length import weighted_causal_mask
 
 if TYPE_CHECKING:
     from drope.training.config import RecalibrationConfig
@@ -114,30 +115,38 @@ class RecalibrationTrainer(Trainer):
         ids, trained = batch["input_ids"], batch["trained"]
         # transformers masks documents apart where positions begin again; without rotation they mean nothing else.
         apart = {} if self.eos is None else {"position_ids": document_positions(ids, self.eos)}
+        weighted = self._weighted(batch)
         rows = _predictions(trained)
         matches = self.state.global_step < self.match_steps and model.training
         with contextlib.ExitStack() as stack:
             caught = [stack.enter_context(layer_outputs(m)) for m in (self.model, self.teacher)] if matches else []
-            losses = self._predicted_losses(model, ids, rows, apart, distill, bool(matches))
+            losses = self._predicted_losses(model, ids, rows, apart, weighted, distill, bool(matches))
         if matches:
             losses = losses._replace(loss=losses.loss + mismatch(caught[0], caught[1], rows))
         return losses
 
     def _predicted_losses(
-        self, model: Any, ids: Tensor, rows: Tensor, apart: dict[str, Tensor], distill: float, teaches: bool
+        self,
+        model: Any,
+        ids: Tensor,
+        rows: Tensor,
+        apart: dict[str, Tensor],
+        weighted: dict[str, Tensor],
+        distill: float,
+        teaches: bool,
     ) -> Losses:
         taught = None
         if self.teacher is not None and (distill or teaches):
             with torch.no_grad():
                 taught = _unembedded(self.teacher, self._teacher_head, ids, rows, apart)
         if (head := self._whole_head()) is None:
-            outputs = model(input_ids=ids, use_cache=False, **apart)
+            outputs = model(input_ids=ids, use_cache=False, **(apart | weighted))
             student = Logits(_at(outputs.logits, rows))
         else:
             # The wrapped model runs (its hooks reduce gradients), its last hidden states are caught on their way.
             catch = self.model.base_model.register_forward_hook(lambda *call: self._hidden.append(call[-1][0]))
             try:
-                outputs = model(input_ids=ids, use_cache=False, logits_to_keep=1, **apart)
+                outputs = model(input_ids=ids, use_cache=False, logits_to_keep=1, **(apart | weighted))
             finally:
                 catch.remove()
             student = Logits(_at(self._hidden.pop(), rows), *head)
@@ -148,6 +157,14 @@ class RecalibrationTrainer(Trainer):
         ) is not None:  # experts' load, where a model is set to report it
             losses = losses._replace(loss=losses.loss + self.model.config.router_aux_loss_coef * balance)
         return losses
+
+    def _weighted(self, batch: Any) -> dict[str, Tensor]:
+        """The mask that lets the student's contexts seem longer; the teacher sees them as they are."""
+        if (copies := batch.get("log_copies")) is None:
+            return {}
+        ids = batch["input_ids"]
+        documents = None if self.eos is None else (ids == self.eos).cumsum(1) - (ids == self.eos).long()
+        return {"attention_mask": weighted_causal_mask(copies, self.autocast or self.model.dtype, documents)}
 
     def _whole_head(self) -> tuple[Tensor, Tensor | None] | None:
         """Weight and bias of the output layer; None where they are sharded, and the model's own logits are used."""
