@@ -75,6 +75,30 @@ def test_damaged_files_are_named_and_nothing_is_written(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["base"]
 
 
+@pytest.mark.parametrize("change", ["overlap", "gap", "shape", "negative"])
+def test_headers_that_do_not_add_up_are_refused(change, tmp_path):
+    base = tmp_path / "base"
+    checkpoints.write(base)
+    path = base / "model.safetensors"
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    names = sorted((n for n in header if n != "__metadata__"), key=lambda name: header[name]["data_offsets"])
+    one, other = header[names[1]], header[names[2]]
+    if change == "overlap":
+        other["data_offsets"] = one["data_offsets"]
+    elif change == "gap":
+        del header[names[1]]
+    elif change == "shape":
+        one["shape"] = [*one["shape"], 2]
+    else:
+        one["data_offsets"] = [-4, one["data_offsets"][1]]
+    new = json.dumps(header).encode()
+    path.write_bytes(len(new).to_bytes(8, "little") + new + raw[8 + length :])
+    with pytest.raises(InputError, match="unreadable"):
+        convert(base, tmp_path / "out", target_length=TARGET)
+
+
 def test_bad_input(tmp_path):
     base = tmp_path / "base"
     checkpoints.write(base)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 
 import checkpoints
 import families
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from drope.errors import InputError, UnsupportedModelError
-from drope.models import add_qk_norm, convert, drop, load, save, set_logit_scale
+from drope.errors import DropeError, InputError, UnsupportedModelError
+from drope.models import add_qk_norm, convert, drop, load, save, set_logit_scale, stream
+from drope.models.stream import Edit
 from drope.models.stream_norm import StreamedNorm
 
 conversion = sys.modules[convert.__module__]
@@ -150,3 +155,65 @@ def test_what_cannot_be_streamed_is_refused_by_name(tmp_path):
         convert(tmp_path / "base", tmp_path / "out", target_length=TARGET, beta=-1.0)
     with pytest.raises(InputError, match="batches"):
         StreamedNorm("fitted")
+
+
+def test_only_the_bytes_of_changed_tensors_differ(tmp_path, monkeypatch):
+    """By hand: every byte outside q_proj is the source's; also where the kernel cannot copy between files."""
+    path = tmp_path / "a.safetensors"
+    tensors = {f"{i}.{name}": torch.randn(70, 3000) for i in range(2) for name in ("k_proj", "q_proj", "v_proj")}
+    save_file(tensors, path)
+    stream.patch(path, tmp_path / "b.safetensors", {key: Edit(BETA) for key in tensors if "q_proj" in key})
+    old, new = path.read_bytes(), (tmp_path / "b.safetensors").read_bytes()
+    header = int.from_bytes(old[:8], "little")
+    allowed = np.zeros(len(old), bool)
+    for key, entry in json.loads(old[8 : 8 + header]).items():
+        if "q_proj" in key:
+            first, last = (8 + header + offset for offset in entry["data_offsets"])
+            allowed[first:last] = True
+            found = torch.frombuffer(bytearray(new[first:last]), dtype=torch.float32).reshape(70, 3000)
+            assert torch.equal(found, tensors[key] * BETA)
+    assert (np.frombuffer(old, np.uint8) == np.frombuffer(new, np.uint8))[~allowed].all()
+
+    monkeypatch.delattr(os, "copy_file_range", raising=False)
+    stream.patch(path, tmp_path / "c.safetensors", {key: Edit(BETA) for key in tensors if "q_proj" in key})
+    assert (tmp_path / "c.safetensors").read_bytes() == new
+    monkeypatch.setattr(os, "copy_file_range", refuse_to_copy, raising=False)
+    stream.patch(path, tmp_path / "d.safetensors", {key: Edit(BETA) for key in tensors if "q_proj" in key})
+    assert (tmp_path / "d.safetensors").read_bytes() == new
+
+
+def refuse_to_copy(*_args):
+    raise OSError(errno.EXDEV, "another file system")
+
+
+def test_a_full_disk_is_told_and_the_next_try_goes_on(tmp_path, monkeypatch):
+    checkpoints.write(tmp_path / "base", shard="20KB")
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "copy_file_range", full, raising=False)
+    with pytest.raises(DropeError, match="disk is full"):
+        convert(tmp_path / "base", tmp_path / "out", target_length=TARGET, beta=BETA)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    out = convert(tmp_path / "base", tmp_path / "out", target_length=TARGET, beta=BETA)
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    assert not list(out.glob(".*"))
+
+
+def test_a_finished_file_that_was_cut_off_since_is_written_again(tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    checkpoints.write(base, shard="20KB")
+    monkeypatch.setattr(conversion, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        convert(base, tmp_path / "out", target_length=TARGET, beta=BETA)
+    monkeypatch.undo()
+    partial = next(p for p in tmp_path.iterdir() if p.name.startswith("."))
+    for file in partial.glob("*.safetensors"):
+        if not any(file.samefile(other) for other in base.glob("*.safetensors")):
+            file.write_bytes(file.read_bytes()[:100])
+    out = convert(base, tmp_path / "out", target_length=TARGET, beta=BETA)
+    whole = convert(base, tmp_path / "whole", target_length=TARGET, beta=BETA)
+    for file in whole.glob("*.safetensors"):
+        assert file.read_bytes() == (out / file.name).read_bytes()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 
 from drope.errors import InputError
 
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
 _INDEX = "model.safetensors.index.json"
 
 
@@ -59,6 +61,18 @@ def weight_files(folder: Path) -> list[Path]:
     raise InputError("model", str(folder), "a folder with safetensors weights", hint)
 
 
+def _covered(tensors: dict[str, dict]) -> int:
+    """Bytes of data that a header names; ValueError where tensors overlap, leave gaps or are not as large as their shape."""
+    end = 0
+    for entry in sorted(tensors.values(), key=lambda entry: entry["data_offsets"]):
+        first, last = entry["data_offsets"]
+        bits = _BITS.get(entry["dtype"])
+        if first != end or last < first or bits is not None and (last - first) * 8 != math.prod(entry["shape"]) * bits:
+            raise ValueError(entry)
+        end = last
+    return end
+
+
 def check_safetensors(file: Path) -> dict[str, dict]:
     """Read a safetensors header and hold it against the file's size. Returns the header's tensors.
 
@@ -78,7 +92,7 @@ def check_safetensors(file: Path) -> dict[str, dict]:
         try:
             header = json.loads(f.read(length))
             tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+            end = 8 + length + _covered(tensors)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 "weights", str(file), "a whole safetensors file", f"Its header is unreadable. {damaged}"
