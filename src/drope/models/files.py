@@ -62,7 +62,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _covered(tensors: dict[str, dict]) -> int:
-    """Bytes of data that a header names; ValueError where tensors overlap, leave gaps or are not as large as their shape."""
+    """Bytes of data that a header names; ValueError where tensors overlap, leave gaps or are not of their shape."""
     end = 0
     for entry in sorted(tensors.values(), key=lambda entry: entry["data_offsets"]):
         first, last = entry["data_offsets"]
