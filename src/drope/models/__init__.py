@@ -12,7 +12,7 @@ from drope.models.logit_scale import set_logit_scale
 from drope.models.qk_norm import QKNormReport, add_qk_norm
 from drope.models.rotary import drop, is_position_free, restore, scale_frequencies
 from drope.models.save import save
-from drope.models.shape import rope_shape
+from drope.models.shape import declare_context, rope_shape
 from drope.models.stock import stock_config
 from drope.models.support import unsupported_reason
 
@@ -25,6 +25,7 @@ __all__ = [
     "apply",
     "check_method",
     "convert",
+    "declare_context",
     "drop",
     "inspect",
     "is_position_free",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from drope.errors import UnsupportedModelError
+from drope.errors import InputError, UnsupportedModelError
 from drope.models.support import check_supported, family
 from drope.positions import RopeShape
 
@@ -44,6 +44,24 @@ def rope_shape(config: PreTrainedConfig) -> RopeShape:
         theta **= rotated / width  # exponents run over the whole head (Gemma 4): the same ω_m, written over the part
     layers = int(getattr(text, "num_hidden_layers", 0) or 0)
     return RopeShape(theta=theta, head_dim=rotated, context=int(context), layers=layers)
+
+
+def declare_context(config: PreTrainedConfig, tokens: int) -> int:
+    """Have a configuration count fewer tokens as C_train than it was trained at, and return the true number.
+
+    For the mechanics: methods then scale from `tokens`, so that short texts show what they do. The weights know longer
+    distances, so nothing that is measured beyond `tokens` compares methods fairly.
+
+    Raises
+    ------
+    InputError : less than one token, or more than the trained context
+    """
+    own = rope_shape(config).context
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 1 <= tokens <= own:
+        raise InputError("context", tokens, f"1 to {own} tokens, the context that the model was trained at")
+    text: Any = config.get_text_config(decoder=True)
+    text.drope_context = tokens
+    return own
 
 
 def rope_parameters(config: PreTrainedConfig) -> dict[str, Any] | None:
