@@ -10,6 +10,7 @@ from drope.errors import DropeError, InputError
 
 if TYPE_CHECKING:
     from drope.positions import Method
+    from drope.results import Results
 
 ALL = "all"
 
@@ -107,6 +108,11 @@ def with_factors(chosen: Chosen, model: Any, tokenizer: Any, lengths: Iterable[i
 def skipped_lines(skipped: dict[str, str]) -> list[str]:
     """Lines for people on what was left out."""
     return [f"Not run: {name}. {reason}" for name, reason in skipped.items()]
+
+
+def note_lines(results: Results) -> list[str]:
+    """Lines for people on how far the results can be trusted."""
+    return [f"Note: {note}" for note in results.meta.get("notes", ())]
 
 
 def _untrained(method: Method, bare: bool, noted: str | None) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App
 
-from drope.commands.catalogue import skipped_lines
+from drope.commands.catalogue import note_lines, skipped_lines
 from drope.commands.measuring import (
     NO_MEASURING,
     ROPE_METHODS,
@@ -35,7 +35,9 @@ app = App(
   # every method that the model can run, at 1x, 2x, 4x and 8x its context
   drope compare org/model --methods all --to 8x --out out/compare
   # names of your own, and some methods only
-  drope compare base=org/model long=out/model --methods rope yarn --lengths 2x 4x --out out/compare""",
+  drope compare base=org/model long=out/model --methods rope yarn --lengths 2x 4x --out out/compare
+  # the mechanics of every method on short texts, as if the model had been trained at 256 tokens
+  drope compare org/model --methods all --context 256 --to 8x --trials 5 --out out/mechanics""",
 )
 
 
@@ -73,14 +75,14 @@ def compare(
     """
     with session(general) as output, resumable(out):
         from drope.evaluation import compare as run
-        from drope.models import load_config, rope_shape
+        from drope.models import load_config
         from drope.report import write
 
         named = _named(models)
         first = load_config(
             next(iter(named.values())), revision=loading.revision, trust_remote_code=loading.trust_remote_code
         )
-        context = rope_shape(first).context
+        context = measuring.counted(first)
         if to is not None:
             measuring = replace(measuring, lengths=doublings(to, context))
         config = measuring.config(context, seed)
@@ -90,8 +92,9 @@ def compare(
         for name, source in named.items():
             seen = any(m.name == "rope" for e in entries.values() for m in e.methods)
             entries[name], left_out = entry(
-                source, loading, temperature, rotating=methods or (("rope",) if seen else ROPE_METHODS), lengths=lengths
-            )
+                source, loading, temperature, rotating=methods or (("rope",) if seen else ROPE_METHODS),
+                lengths=lengths, context=measuring.context,
+            )  # fmt: skip
             skipped |= {f"{name}_{method}" if len(named) > 1 else method: why for method, why in left_out.items()}
         labels = [m.name for e in entries.values() for m in e.methods]
         reference = "drope" if "drope" in labels else labels[0]
@@ -104,6 +107,7 @@ def compare(
             asdict(results),
             *result_tables(results.measurements, context),
             *skipped_lines(skipped),
+            *note_lines(results),
             f"Wrote {out / 'results.json'} and {page}",
         )
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import App
 
 from drope.commands.before_after import before_after
-from drope.commands.catalogue import skipped_lines
+from drope.commands.catalogue import note_lines, skipped_lines
 from drope.commands.measuring import NO_MEASURING, ROPE_METHODS, MeasuringFlags, entry, measured_lengths, short_name
 from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, LoadingFlags, Several
 from drope.commands.output import resumable, session
@@ -75,11 +75,11 @@ def evaluate(
     with session(general) as output, resumable(out), tempfile.TemporaryDirectory() as scratch:
         from drope.evaluation import compare
         from drope.evaluation.run import method_labels
-        from drope.models import load_config, rope_shape
+        from drope.models import load_config
 
-        context = rope_shape(
+        context = measuring.counted(
             load_config(model, revision=loading.revision, trust_remote_code=loading.trust_remote_code)
-        ).context
+        )
         config = measuring.config(context, seed)
         name = short_name(model)
         skipped: dict[str, str] = {}
@@ -93,18 +93,21 @@ def evaluate(
             usual = ("rope",) if against or not config.tasks and config.harness_tasks else ROPE_METHODS
             entries = {}
             entries[name], skipped = entry(
-                model, loading, temperature, rotating=methods or usual, free=methods or ("drope",), lengths=lengths
-            )
+                model, loading, temperature, rotating=methods or usual, free=methods or ("drope",), lengths=lengths,
+                context=measuring.context,
+            )  # fmt: skip
             if against:
                 other = short_name(against) if short_name(against) != name else f"{name}-before"
-                entries[other], _ = entry(against, loading, None, rotating=("rope",), lengths=lengths)
+                entries[other], _ = entry(
+                    against, loading, None, rotating=("rope",), lengths=lengths, context=measuring.context
+                )
         reference = method_labels(entries)[-1 if against else 0]
         results = compare(
             entries, config, out or scratch, context=context, model_name=name, reference=reference,
             command=f"drope evaluate {name}" + (f" --against {other}" if against else ""), skipped=skipped,
         )  # fmt: skip
         where = f"Wrote {out / 'results.json'}" if out else "Nothing was kept: --out DIR keeps results and samples."
-        lines: list[Any] = [*skipped_lines(skipped)]
+        lines: list[Any] = [*skipped_lines(skipped), *note_lines(results)]
         if against:
             lines = [before_after(results, reference, method_labels(entries)[0]), *lines]
         output.result(asdict(results), *result_tables(results.measurements, context), *lines, where)

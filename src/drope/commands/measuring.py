@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter
 
 from drope.commands.catalogue import choose, with_factors
 from drope.commands.checkpoints import folded_beta
-from drope.commands.options import Flag, Loading, Several, Tokens
+from drope.commands.options import Flag, Length, Loading, Several, Tokens
 from drope.errors import InputError
 from drope.quantities import parse_target
 
@@ -36,6 +36,9 @@ class Measuring:
         lm-evaluation-harness; none: perplexity only.
     lengths
         Tokens of prompt and answer together, such as 2x or 16k.
+    context
+        For the mechanics: have methods scale from this many tokens, fewer than the model was trained at. Rows beyond it
+        are marked, as they cannot be fair: the model knows such distances. By default the model's own.
     trials
         Trials per task and length.
     depths
@@ -70,6 +73,7 @@ class Measuring:
 
     tasks: Annotated[tuple[str, ...], Several] = ("single", "multi_query", "multi_key", "multi_value")
     lengths: Annotated[tuple[str, ...], Several] = ("1x", "2x", "4x", "8x")
+    context: Length | None = None
     trials: int = 500
     depths: Annotated[tuple[float, ...], Several] = tuple(i / 10 for i in range(11))
     multi_values: int = 2
@@ -86,11 +90,19 @@ class Measuring:
     task_data: str | None = None
     documents_per_task: int | None = None
 
+    def counted(self, config: Any) -> int:
+        """The context that methods scale from, in tokens, for a model of this configuration: declared, or its own."""
+        from drope.models import declare_context, rope_shape
+
+        if self.context is not None:
+            declare_context(config, self.context)
+        return rope_shape(config).context
+
     def config(self, context: int, seed: int) -> EvaluationConfig:
         """The evaluation's own settings, for a model of this context in tokens."""
         from drope.evaluation import EvaluationConfig
 
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "context"}
         values["batch_tokens"] = values.pop("batch_tokens_eval")
         values["tasks"], values["harness_tasks"] = split_tasks(self.tasks, self.task_data)
         if values["harness_tasks"] and not values["tasks"] and self.documents == NO_MEASURING.documents:
@@ -153,22 +165,28 @@ def entry(
     rotating: tuple[str, ...],
     lengths: Sequence[int],
     free: tuple[str, ...] = ("drope",),
+    context: int | None = None,
 ) -> tuple[Entry, dict[str, str]]:
     """Load one model with the methods to run on it: `rotating` if it has rotary positions, `free` if it has none.
 
     What cannot be run is found out from the configuration, before the weights load. Returns also what of `all` is left
     out, name -> reason.
+
+    context : declared in place of the model's own, in tokens
     """
     from drope.evaluation import Entry
-    from drope.models import is_position_free, load, load_config
+    from drope.models import declare_context, is_position_free, load, load_config
     from drope.positions.temperatures import Temperature, Tempered
 
     config = load_config(source, revision=loading.revision, trust_remote_code=loading.trust_remote_code)
-    architecture = partial(_architecture, source, loading)
+    trained = declare_context(config, context) if context is not None else None
+    architecture = partial(_architecture, source, loading, context)
     chosen = choose(source, config, rotating, lengths, free, architecture)
     if not chosen.methods:
         raise InputError("--methods", " ".join(rotating), "a method that this model can run", str(chosen.skipped))
     loaded = load(source, **loading.options())
+    if context is not None:
+        declare_context(loaded.model.config, context)
     if loaded.tokenizer is None:
         raise InputError("model", source, "a checkpoint with a tokenizer")
     bare = is_position_free(loaded.model)
@@ -176,14 +194,17 @@ def entry(
     methods, fit = chosen.methods, fitted(temperature, source) if temperature and bare else None
     if isinstance(fit, Temperature):  # of position or head: part of the method
         methods, fit = [Tempered(method, fit) for method in methods], None
-    return Entry(loaded.model, loaded.tokenizer, methods, fit), chosen.skipped
+    return Entry(loaded.model, loaded.tokenizer, methods, fit, trained), chosen.skipped
 
 
-def _architecture(source: str, loading: Loading) -> Any:
+def _architecture(source: str, loading: Loading, context: int | None) -> Any:
     """The model without its weights."""
-    from drope.models import load
+    from drope.models import declare_context, load
 
-    return load(source, **loading.options(), weights=False).model
+    model = load(source, **loading.options(), weights=False).model
+    if context is not None:
+        declare_context(model.config, context)
+    return model
 
 
 @dataclass(frozen=True)

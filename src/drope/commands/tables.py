@@ -45,12 +45,13 @@ def _one(task: str, metric: str, group: Sequence[Measurement], context: int) -> 
 
 
 def _cell(m: Measurement) -> str:
+    mark = "*" if "trained_context" in m.details else ""  # not fair, as a note under the tables says
     if m.metric == "success":
-        return f"{100 * m.value:.1f} [{100 * m.low:.0f}–{100 * m.high:.0f}]"
+        return f"{100 * m.value:.1f}{mark} [{100 * m.low:.0f}–{100 * m.high:.0f}]"
     if m.value > 1e4:
-        return f"{m.value:.1e}"
+        return f"{m.value:.1e}{mark}"
     form = ".3f" if m.metric == "loss" else ".3g"
-    return f"{m.value:{form}} [{m.low:{form}}–{m.high:{form}}]"
+    return f"{m.value:{form}}{mark} [{m.low:{form}}–{m.high:{form}}]"
 
 
 def _factor(length: int, context: int) -> str:

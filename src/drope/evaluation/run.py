@@ -19,6 +19,7 @@ from drope.evaluation.config import EvaluationConfig
 from drope.evaluation.longbench import LongBenchTask, load_rows
 from drope.evaluation.losses import temperature_at
 from drope.evaluation.paired import mcnemar_rows, score_rows
+from drope.evaluation.remarks import beyond_declared, remarks
 from drope.evaluation.server import Server
 from drope.evaluation.tasks import ORDER, RULER, AnyTask
 from drope.evaluation.tokens import windows
@@ -43,6 +44,7 @@ class Temperature(Protocol):
 class Entry:
     """One model and the methods to run on it. `temperature` gives β(length) to its position-free methods.
 
+    trained : context in tokens that the weights were trained at, where `models.declare_context` declared less
     key : identifies the weights in the cache; by default a hash of them all
     """
 
@@ -50,6 +52,7 @@ class Entry:
     tokenizer: Any
     methods: Sequence[Method]
     temperature: Temperature | None = None
+    trained: int | None = None
     key: str | None = field(default=None, repr=False)
 
 
@@ -109,6 +112,7 @@ def compare(
     meta = {**describe_run(command, config.seed), "evaluation": settings, "paired": mcnemar_rows(hits, reference)}
     meta["paired"] += score_rows(scores, reference)
     meta |= {"skipped": dict(skipped)} if skipped else {}
+    meta |= remarks(entries, list(_named(entries)), context)
     results = Results(model_name or next(iter(entries)), context, measured, meta=meta)
     results.save(out / "results.json")
     return results
@@ -163,7 +167,8 @@ def _run_all(
                         records = entry.model.run_trials(mine, log, config.stop_at_newline, title)
                     else:
                         records = needles.run_trials(entry.model, entry.tokenizer, mine, log, decoding, title)
-                details |= {"model": name, "trials": len(mine)} | ({"samples": log.name} if keep else {})
+                details |= {"model": name, "trials": len(mine)} | beyond_declared(entry, length, context)
+                details |= {"samples": log.name} if keep else {}
                 measured += _rows(task, records, label, length, details)
                 seen = scores if isinstance(task, LongBenchTask) else hits
                 found = {r["digest"]: r["found"] for r in records if r["found"] is not None}
@@ -183,6 +188,7 @@ def _run_all(
                     crop=crop,
                 )  # fmt: skip
             details |= {"model": name, "documents": "held-out texts, concatenated"}
+            details |= beyond_declared(entry, length, context)
             measured += perplexity.measurements(records, label, length, config.perplexity_bins, details)
 
     if others:

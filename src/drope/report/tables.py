@@ -216,7 +216,8 @@ def _by_position(results: Results, title: str, rows: Sequence[Measurement]) -> T
 def _value(m: Measurement) -> str:
     if not finite(m.value):
         return "not finite"
-    return scores.percent(m.value) if m.metric == "success" else f"{m.value:.4g}"
+    mark = "*" if m.details.get("trained_context") else ""  # not fair, as a note on the page says
+    return (scores.percent(m.value) if m.metric == "success" else f"{m.value:.4g}") + mark
 
 
 def _small(m: Measurement, counts: Sequence[int]) -> str:
