@@ -1,0 +1,270 @@
+"""How many tokens each way of recalibrating needs, on the bundled model: every lever alone, and together.
+
+    python benchmarks/token_efficiency.py --out results/token-efficiency.json                   # all, one seed
+    python benchmarks/token_efficiency.py --levers paper fast --seeds 0 1 2 --out ...           # some, three seeds
+    python benchmarks/token_efficiency.py --out ... --plot docs/token_efficiency.svg --levers   # the curves alone
+
+Every finished run is kept in the file at once, and none is run twice: the same command goes on after an interruption.
+All runs of a seed see the same blocks. A run's held-out loss is measured every 5% of it, on the same 64 blocks always;
+what is recovered is the share of the gap between the dropped model and the control (RoPE kept, trained on the same
+tokens at the same rate). At the end, without a temperature (β = 1): the loss of the answers to needle questions, and
+the share that is answered, at 1x, 2x and 4x the context.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+CONTEXT, SHARES = 128, (0.95, 0.99)
+TASKS = ("single", "multi_key", "multi_query", "multi_value")
+BETAS = (1.0, 1.25, 1.5)
+RATE = 4e-3
+
+#: Settings of `RecalibrationConfig` that differ from the paper's (AdamW, cosine, nothing else). `norm` is QKNorm.
+LEVERS: dict[str, dict[str, Any]] = {
+    "control": {},
+    "paper": {},
+    "distill": {"distill": 0.7},
+    "match": {"match": 0.5},
+    "fade lowest_first": {"fade": "lowest_first"},
+    "fade linear": {"fade": "linear"},
+    "fade layers_top_first": {"fade": "layers_top_first"},
+    "muon": {"optimizer": "muon"},
+    "virtual length": {"virtual_length": 16.0},
+    "attention only": {"train": "attention"},
+    "lora": {"lora": 16},
+    "norm per head": {"norm": "per head"},
+    "norm joint": {"norm": "qk"},
+    "norm of q": {"norm": "q"},
+}
+_ALL = {"optimizer": "muon", "distill": 0.7}
+LEVERS |= {
+    "muon + distill": _ALL,
+    "muon + match": {"optimizer": "muon", "match": 0.5},
+    "muon + distill + fade": _ALL | {"fade": "lowest_first"},
+    "muon + distill + match": _ALL | {"match": 0.5},
+    "muon + distill + match + virtual length": _ALL | {"match": 0.5, "virtual_length": 16.0},
+    "muon + match + virtual length": {"optimizer": "muon", "match": 0.5, "virtual_length": 16.0},
+}
+
+
+def train(lever: str, seed: int, tokens: int, rate: float, args: argparse.Namespace) -> dict[str, Any]:
+    """One run: its curve of held-out losses, and what the model can do afterwards."""
+    import torch
+
+    from drope import models
+    from drope.training import RecalibrationConfig, recalibrate
+
+    torch.manual_seed(seed)
+    loaded = models.load(args.model)
+    changes = dict(LEVERS[lever])
+    norm = changes.pop("norm", None)
+    teacher = models.load(args.model).model if changes.get("distill") or changes.get("match") else None
+    config = RecalibrationConfig(
+        data=args.data, tokens=tokens, batch_tokens=args.batch_tokens, micro_batch=args.batch_tokens // CONTEXT,
+        learning_rate=rate, eval_blocks=64, eval_every=tokens // 20, save_every=tokens, precision="float32",
+        spike=0.0, seed=seed, **changes,
+    )  # fmt: skip
+    model = normed(loaded, norm, args.data)
+    before = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        done = recalibrate(model, loaded.tokenizer, config, folder, control=lever == "control", teacher=teacher)
+    seconds = time.process_time() - before
+    curve = [[row["tokens"], row["eval_loss"]] for row in done.history if row.get("eval_loss") is not None]
+    after = done.settings["fade_steps"] * args.batch_tokens  # until then the rotation is still there in part
+    return {
+        "lever": lever, "seed": seed, "tokens": done.tokens_seen, "learning_rate": rate, "changes": LEVERS[lever],
+        "steps": done.steps, "faded_by": after, "cpu_seconds": round(seconds, 1), "curve": curve,
+        "eval_loss": curve[-1][1], **measure(done.model, loaded.tokenizer, args, rotates=lever == "control"),
+    }  # fmt: skip
+
+
+def normed(loaded: Any, norm: str | None, data: str) -> Any:
+    from drope import models
+    from drope.commands.checkpoints import add_norm
+    from drope.training.norms import add_joint_norm
+
+    if norm is None:
+        return loaded.model
+    model = models.drop(loaded.model)
+    if norm == "per head":
+        return add_norm(model, loaded.tokenizer, CONTEXT, "fitted", data, 8192)[0]
+    return add_joint_norm(model, norm)  # type: ignore[arg-type]
+
+
+def measure(model: Any, tokenizer: Any, args: argparse.Namespace, rotates: bool) -> dict[str, Any]:
+    """Needle questions by length: loss of the answers (with each β), share answered (β = 1); prose at 4x."""
+    from drope.data.haystack import haystack
+    from drope.evaluation import EvaluationConfig, evaluate, get_task
+    from drope.evaluation.losses import evaluating, temperature_at
+    from drope.evaluation.run import heldout_texts
+    from drope.evaluation.samples import answer_samples, text_samples
+    from drope.evaluation.trials import Trials
+    from drope.positions import get
+
+    lengths = [CONTEXT, 2 * CONTEXT, 4 * CONTEXT]
+    tasks = [get_task(t, 2) for t in TASKS]
+    trials = Trials(tokenizer, haystack("stdlib:heldout"), seed=1000)
+    answers: dict[str, dict[str, float]] = {}
+    with evaluating(model):
+        for length in lengths:
+            samples = answer_samples(trials, tasks, length, args.samples, batch_tokens=8192)
+            for beta in BETAS[:1] if rotates or length == CONTEXT else BETAS:
+                with temperature_at(model, beta):
+                    row = answers.setdefault(str(length), {})
+                    row[str(beta)] = statistics.fmean(samples.losses(model))
+        prose = text_samples(tokenizer, heldout_texts("stdlib:heldout"), lengths[-1], 16, batch_tokens=8192)
+        far = statistics.fmean(prose.losses(model))
+    asked = EvaluationConfig(tasks=TASKS, lengths=lengths, trials=args.trials, depths=(0.1, 0.5, 0.9), documents=0)
+    found = evaluate(model, tokenizer, asked, method=get("rope" if rotates else "drope"))
+    success = {
+        str(length): {
+            m.task: [m.value, m.n]
+            for m in found
+            if m.metric == "success" and m.length == length and not {"depth", "unit", "place"} & set(m.details)
+        }
+        for length in lengths
+    }
+    return {"answer_loss": answers, "prose_loss_4x": far, "success": success}
+
+
+def gap(run: dict[str, Any], runs: list[dict[str, Any]]) -> tuple[float, float] | None:
+    """Losses of the dropped model before training and of the control after it, of the same seed and tokens."""
+    same = [r for r in runs if r["seed"] == run["seed"] and r["tokens"] == run["tokens"]]
+    control = next((r for r in same if r["lever"] == "control"), None)
+    dropped = next((r for r in same if r["lever"] == "paper"), None)
+    return (dropped["curve"][0][1], control["eval_loss"]) if control and dropped else None
+
+
+def tokens_until(run: dict[str, Any], loss: float) -> float | None:
+    """Tokens after which the held-out loss stays at or below `loss`, between measurements by a straight line."""
+    curve = [point for point in run["curve"] if point[0] >= run["faded_by"]]
+    found: float | None = None
+    for (a, high), (b, low) in zip(curve, curve[1:], strict=False):
+        if low > loss:
+            found = None
+        elif high > loss:
+            found = a + (b - a) * (high - loss) / (high - low)
+    return found
+
+
+def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each lever and length of run: means over seeds, with each seed's own value."""
+    rows = []
+    for lever, tokens in dict.fromkeys((r["lever"], r["tokens"]) for r in runs):
+        mine = [r for r in runs if (r["lever"], r["tokens"]) == (lever, tokens)]
+        row: dict[str, Any] = {"lever": lever, "tokens": tokens, "seeds": [r["seed"] for r in mine]}
+        row["eval_loss"] = [r["eval_loss"] for r in mine]
+        gaps = [gap(r, runs) for r in mine]
+        row["recovered"] = [(g[0] - r["eval_loss"]) / (g[0] - g[1]) if g else None
+                            for g, r in zip(gaps, mine, strict=True)]  # fmt: skip
+        for share in SHARES:
+            row[f"tokens_to_{share:.0%}"] = [
+                tokens_until(r, g[0] - share * (g[0] - g[1])) if g else None for g, r in zip(gaps, mine, strict=True)
+            ]
+        papers = [next((p for p in runs if p["lever"] == "paper" and (p["seed"], p["tokens"]) == (r["seed"], tokens)),
+                       None) for r in mine]  # fmt: skip
+        until = [tokens_until(r, p["eval_loss"]) if p else None for r, p in zip(mine, papers, strict=True)]
+        row["tokens_to_the_papers_loss"] = until
+        row["share_of_the_papers_tokens"] = [t / tokens if t is not None else None for t in until]
+        for length in mine[0]["answer_loss"]:
+            row[f"answer_loss_{length}"] = [min(r["answer_loss"][length].values()) for r in mine]
+            row[f"success_{length}"] = [statistics.fmean(v for v, _ in r["success"][length].values()) for r in mine]
+        row["prose_loss_4x"] = [r["prose_loss_4x"] for r in mine]
+        rows.append(row)
+    return rows
+
+
+def save(path: Path, found: dict[str, Any]) -> None:
+    from drope.files import write_json
+
+    write_json(path, found | {"summary": summarise(found["runs"])})
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Curves of the longest runs: held-out loss over tokens, a line a lever, its seeds' mean."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    matplotlib.rcParams["svg.hashsalt"] = "drope"
+    longest = max(r["tokens"] for r in found["runs"])
+    runs = [r for r in found["runs"] if r["tokens"] == longest]
+    figure, (axis, bars) = plt.subplots(1, 2, figsize=(13, 5.5))
+    levers = list(dict.fromkeys(r["lever"] for r in runs))
+    for i, lever in enumerate(levers):
+        mine = [r["curve"] for r in runs if r["lever"] == lever]
+        tokens = [t for t, _ in mine[0]]
+        losses = [statistics.fmean(c[k][1] for c in mine) for k in range(len(tokens))]
+        style: dict[str, Any] = {"color": "black", "linestyle": "--" if lever == "control" else "-", "linewidth": 2}
+        if lever not in ("control", "paper"):
+            style = {"color": plt.get_cmap("tab20")(i % 20), "linewidth": 1.2}
+        axis.plot(tokens, losses, label=f"{lever} ({len(mine)})", **style)
+    axis.set(xlabel="tokens", ylabel="held-out loss (nats per token)", ylim=(2.7, 4.6),
+             title="In-range loss along recalibration (number of seeds)")  # fmt: skip
+    axis.legend(fontsize=7)
+    rows = [row for row in found["summary"] if row["tokens"] == longest]
+    at = [key for key in rows[0] if key.startswith("answer_loss_")]
+    for i, key in enumerate(at):
+        means = [statistics.fmean(row[key]) for row in rows]
+        bars.barh([k + 0.27 * (1 - i) for k in range(len(rows))], means, 0.25,
+                  label=f"{int(key.removeprefix('answer_loss_')) // CONTEXT}x")  # fmt: skip
+    bars.set_yticks(range(len(rows)), [row["lever"] for row in rows], fontsize=7)
+    bars.invert_yaxis()
+    bars.set(xlabel="loss of needle answers at the end (nats per token)", title="Retrieval in and beyond the context")
+    bars.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--data", default="episodes=0.85+stdlib=0.15")
+    parser.add_argument("--levers", nargs="*", choices=list(LEVERS), default=list(LEVERS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--tokens", type=int, default=160 * 1024)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--learning-rate", type=float, default=RATE)
+    parser.add_argument("--trials", type=int, default=9, help="needle questions a task and length")
+    parser.add_argument("--samples", type=int, default=32, help="questions whose answers' loss is measured, a length")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    import torch
+
+    from drope.results import describe_run
+
+    torch.set_num_threads(1)
+    command = "python benchmarks/token_efficiency.py"
+    found: dict[str, Any] = {"benchmark": "token_efficiency", "about": describe_run(command), "runs": []}
+    found["settings"] = {k: v for k, v in vars(args).items() if k in ("model", "data", "batch_tokens", "samples")}
+    if args.out.exists():
+        kept = json.loads(args.out.read_text(encoding="utf-8"))
+        if kept["settings"] != found["settings"]:
+            raise SystemExit(f"{args.out} has runs of other settings: {kept['settings']}")
+        found["runs"] = kept["runs"]
+    for seed in args.seeds:
+        for lever in args.levers:
+            key = (lever, seed, args.tokens // args.batch_tokens * args.batch_tokens, args.learning_rate)
+            if any((r["lever"], r["seed"], r["tokens"], r["learning_rate"]) == key for r in found["runs"]):
+                continue
+            run = train(lever, seed, args.tokens, args.learning_rate, args)
+            found["runs"].append(run)
+            save(args.out, found)
+            questions = {k: round(statistics.fmean(v for v, _ in t.values()), 3) for k, t in run["success"].items()}
+            print(f"{lever:40} {seed} {run['eval_loss']:.3f} {run['cpu_seconds']:.0f}s {questions}", flush=True)
+    if args.plot:
+        plot(json.loads(args.out.read_text(encoding="utf-8")), args.plot)
+
+
+if __name__ == "__main__":
+    main()
