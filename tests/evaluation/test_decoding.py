@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from drope.evaluation import needles
 from drope.evaluation.needles import Decoding, answer, greedy, run_trials
+from drope.evaluation.sharing import Trunk, can_reuse
 from drope.evaluation.tasks import get_task
 from drope.evaluation.trials import Trials
 from drope.models import drop
@@ -197,10 +199,52 @@ def test_drafts_are_greedy_decoding(model):
             assert len(passes) == (1 if guess is plain else 6)
 
 
+@pytest.mark.parametrize("positions", ["rope", "none"])
+def test_rows_prefilled_apart_decode_together(model, positions):
+    """Prompts that share more and less of a beginning, with guesses right and wrong: no row says anything else."""
+    if positions == "none":
+        drop(model)
+    vocabulary = model.config.vocab_size
+    beginning = prompts([230], vocabulary)[0]
+    shared = [20, 100, 101, 180, 230, 0]
+    batch = [beginning[:n] + rest for n, rest in zip(shared, prompts([9, 31, 4, 50, 17, 60], vocabulary), strict=True)]
+
+    def done(row: int, ids: list[int]) -> bool:
+        return len(ids) >= 5 + row
+
+    with torch.no_grad():
+        plain = [greedy(model, [p], 12, done=lambda row, ids, i=i: done(i, ids))[0] for i, p in enumerate(batch)]
+        sizes: list[tuple[int, ...]] = []
+        model.register_forward_pre_hook(lambda m, a, k: sizes.append(tuple(k["input_ids"].shape)), with_kwargs=True)
+        for drafts in (None, plain, [plain[0], [5, 5], plain[2], [*plain[3][:2], 5], [], plain[5]]):
+            trunk = Trunk(np.asarray(beginning))
+            sizes.clear()
+            assert greedy(model, batch, 12, done=done, drafts=drafts, trunk=trunk, shared=shared) == plain
+            # the beginning in three pieces; the rows that share 100 and 101 tokens in one pass, and 180 and 230
+            assert [n for _, n in sizes if n in (20, 80)] == [20, 80, 80]
+            assert [rows for rows, n in sizes if n not in (1, 20, 80)] == [1, 2, 2, 1]
+            assert trunk.done == 180
+            assert (sum(n == 1 for _, n in sizes) == 0) == (drafts is plain)
+            # in another order, and with what is prefilled already
+            assert greedy(model, batch[::-1], 5, trunk=trunk, shared=shared[::-1]) == [p[:5] for p in plain[::-1]]
+
+
+def test_lists_are_guessed_as_they_are_said(tokenizer, sentences):
+    """Several answers are tried in one pass: of several keys in the order asked, of one key in that of the text."""
+    said = {}
+    for name in ("niah_multiquery", "niah_multivalue"):
+        [trial] = Trials(tokenizer, sentences).batch(get_task(name), 900, 1)
+        said[name] = tokenizer.decode(needles._spoken(tokenizer, [trial])[0]), trial
+    guess, trial = said["niah_multiquery"]
+    assert guess.replace(" ", "") == "{},{},{},and{}".format(*trial.answers)
+    guess, trial = said["niah_multivalue"]
+    ordered = sorted(trial.answers, key=trial.prompt.index)
+    assert list(trial.answers) != ordered
+    assert guess.replace(" ", "") == "{},{},{},and{}".format(*ordered)
+
+
 def test_caches_that_cannot_be_cut():
     from transformers import MistralConfig, MistralForCausalLM
-
-    from drope.evaluation.decoding import can_reuse
 
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
              "num_key_value_heads": 2, "vocab_size": 99}  # fmt: skip

@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 
+from drope.data.needles import join_words
 from drope.errors import DropeError
-from drope.evaluation.decoding import Trunk, can_reuse, common_beginning, greedy, stop_ids
+from drope.evaluation.decoding import greedy, stop_ids
 from drope.evaluation.losses import evaluating
 from drope.evaluation.records import append, read_lines
+from drope.evaluation.sharing import Trunk, can_reuse, common_beginning
+from drope.evaluation.tasks import TASKS, Task
 from drope.evaluation.trials import Trial
 from drope.progress import track
 from drope.results import Measurement, mean_interval, wilson
@@ -21,6 +24,7 @@ from drope.results import Measurement, mean_interval, wilson
 _FIELDS = {"index", "digest", "depth", "found", "hit"}
 _WORTH_SHARING = 0.1  # of all prompt tokens
 _DEPTH_BINS = 10
+_MOST_DRAFTED = 4  # answers of one trial; longer lists are hardly ever said word for word
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,7 @@ def run_trials(
     with track(title, total=len(trials), unit="samples") as bar, evaluating(model):
         bar.advance(len(records))
         for batch, trunk, shared in _plan(todo, decoding.batch_tokens, reusable):
-            if trunk:
-                trunk.grow(model, shared)
-            outputs = answer(model, tokenizer, batch, decoding, trunk, reusable)
+            outputs = answer(model, tokenizer, batch, decoding, trunk, shared, reusable)
             new = [record(t, o) for t, o in zip(batch, outputs, strict=True)]
             append(log, new)
             records.update((r["index"], r) for r in new)
@@ -75,11 +77,12 @@ def progress_note(records: dict[int, dict]) -> str:
 
 def answer(
     model, tokenizer, batch: Sequence[Trial], decoding: Decoding = Decoding(), trunk: Trunk | None = None,
-    draft: bool = False,
+    shared: Sequence[int] = (), draft: bool = False,
 ) -> list[str]:  # fmt: skip
     """Output texts. Rows stop at EOS, at their budget, or once nothing that follows could change their score.
 
-    draft : try each trial's only answer by teacher forcing first (see `greedy`); the model's cache must allow it
+    trunk, shared : a beginning of prompts, and how many of its tokens each of these begins with
+    draft : try each trial's answers by teacher forcing first (see `greedy`); the model's cache must allow it
     """
 
     def text(ids: list[int]) -> str:
@@ -92,11 +95,18 @@ def answer(
 
     prompts = [t.ids for t in batch]
     drafts = None
-    if draft and all(len(t.answers) == 1 and t.scorer == "all" for t in batch):
+    if draft and all(t.scorer == "all" and len(t.answers) <= _MOST_DRAFTED for t in batch):
         drafts = [ids[: t.max_new_tokens] for t, ids in zip(batch, _spoken(tokenizer, batch), strict=True)]
     try:
         generated = greedy(
-            model, prompts, max(t.max_new_tokens for t in batch), stop_ids(model, tokenizer), done, drafts, trunk
+            model,
+            prompts,
+            max(t.max_new_tokens for t in batch),
+            stop_ids(model, tokenizer),
+            done,
+            drafts,
+            trunk,
+            shared,
         )
     except torch.OutOfMemoryError:
         if len(batch) == 1:
@@ -105,14 +115,19 @@ def answer(
                 "Evaluate shorter lengths, or load the model in a smaller dtype."
             ) from None
         half = len(batch) // 2
-        first = answer(model, tokenizer, batch[:half], decoding, trunk, draft)
-        return first + answer(model, tokenizer, batch[half:], decoding, trunk, draft)
+        first = answer(model, tokenizer, batch[:half], decoding, trunk, shared[:half], draft)
+        return first + answer(model, tokenizer, batch[half:], decoding, trunk, shared[half:], draft)
     return [text(ids) for ids in generated]
 
 
 def _spoken(tokenizer, batch: Sequence[Trial]) -> list[list[int]]:
-    """Ids of each trial's answer as a continuation of its prompt."""
-    texts = [("" if t.prompt[-1:].isspace() else " ") + t.answers[0] for t in batch]
+    """Ids of each trial's answers as a list behind its prompt: of several keys as asked, of one key as they come up."""
+    texts = []
+    for t in batch:
+        answers, task = list(t.answers), TASKS.get(t.task)
+        if isinstance(task, Task) and task.keys == 1:
+            answers.sort(key=t.prompt.find)
+        texts.append(("" if t.prompt[-1:].isspace() else " ") + join_words(answers))
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
@@ -175,17 +190,22 @@ def record(trial: Trial, output: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _plan(todo: Sequence[Trial], batch_tokens: int, reusable: bool) -> Iterator[tuple[list[Trial], Trunk | None, int]]:
-    """Batches, with the beginning that their rows share where enough is shared, shortest beginnings first."""
+def _plan(
+    todo: Sequence[Trial], batch_tokens: int, reusable: bool
+) -> Iterator[tuple[list[Trial], Trunk | None, list[int]]]:
+    """Batches, with the beginning that many prompts share where enough is shared, and how much of it each row has.
+
+    Rows that share least come first, so that the beginning grows as it is used.
+    """
     if reusable and len(todo) > 1:
         ids, shared = common_beginning([t.ids for t in todo])
         if sum(shared) - len(ids) >= _WORTH_SHARING * sum(len(t.ids) for t in todo):
             trunk, begun = Trunk(ids), {t.index: n for t, n in zip(todo, shared, strict=True)}
             for batch in _batches(sorted(todo, key=lambda t: (begun[t.index], t.index)), batch_tokens):
-                yield batch, trunk, min(begun[t.index] for t in batch)
+                yield batch, trunk, [begun[t.index] for t in batch]
             return
     for batch in _batches(todo, batch_tokens):
-        yield batch, None, 0
+        yield batch, None, []
 
 
 def _batches(trials: Sequence[Trial], batch_tokens: int) -> Iterator[list[Trial]]:
