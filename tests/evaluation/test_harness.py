@@ -84,6 +84,51 @@ def test_bad_files(files, tmp_path):
         pass
 
 
+def test_mistyped_tasks_are_refused_at_once(files, tmp_path):
+    """The nearest names, of ours and of the harness, and neither its import nor its index."""
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    import drope
+
+    script = """
+import sys
+from drope.commands.measuring import split_tasks
+from drope.errors import InputError
+assert split_tasks(("ruler", "mmlu_anatomy", "ruler_vt")) == (("ruler",), ("mmlu_anatomy", "ruler_vt"))
+for wrong, right in (("niah_singel_1", "niah_single_1"), ("helaswag", "hellaswag"), ("multi_kye", "multi_key")):
+    try:
+        split_tasks((wrong,))
+    except InputError as error:
+        assert f"Did you mean {right}" in str(error), error
+        assert "any task of lm-evaluation-harness" in str(error)
+    else:
+        raise SystemExit(f"{wrong} was taken")
+assert not {"lm_eval", "torch", "datasets"} & set(sys.modules)
+"""
+    where = {**os.environ, "PYTHONPATH": str(Path(drope.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300, env=where)
+    with pytest.raises(InputError, match="Did you mean arc_easy"), harness.opened(["arc_eazy"], files):
+        pass
+    (files / "of_my_own.jsonl").write_text('{"query": "a", "choices": ["b"], "gold": 0}\n')
+    with harness.opened(["of_my_own"], files) as tasks:
+        assert tasks.tasks == ("of_my_own",)
+
+
+@pytest.mark.slow
+def test_no_task_of_the_harness_is_refused():
+    """Every name that its own index knows passes."""
+    from lm_eval.tasks import TaskManager
+
+    from drope.evaluation.harness_names import refuse_unknown
+
+    names = TaskManager().all_tasks
+    assert len(names) > 5000
+    refuse_unknown(names)
+
+
 def test_a_tokenizer_without_eos_is_refused(model, tokenizer, files):
     class Endless:
         eos_token_id = bos_token_id = None

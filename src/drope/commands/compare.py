@@ -17,6 +17,7 @@ from drope.commands.measuring import (
     entry,
     measured_lengths,
     short_name,
+    split_tasks,
 )
 from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, LoadingFlags, Several
 from drope.commands.output import resumable, session
@@ -74,6 +75,7 @@ def compare(
         Seed of all trials.
     """
     with session(general) as output, resumable(out):
+        split_tasks(measuring.tasks, measuring.task_data)  # a mistyped name is told before the heavy imports
         from drope.evaluation import compare as run
         from drope.models import load_config
         from drope.report import write

@@ -11,7 +11,15 @@ from cyclopts import App
 
 from drope.commands.before_after import before_after
 from drope.commands.catalogue import note_lines, skipped_lines
-from drope.commands.measuring import NO_MEASURING, ROPE_METHODS, MeasuringFlags, entry, measured_lengths, short_name
+from drope.commands.measuring import (
+    NO_MEASURING,
+    ROPE_METHODS,
+    MeasuringFlags,
+    entry,
+    measured_lengths,
+    short_name,
+    split_tasks,
+)
 from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, LoadingFlags, Several
 from drope.commands.output import resumable, session
 from drope.commands.serving import NO_SERVING, ServingFlags, served_entry
@@ -73,6 +81,7 @@ def evaluate(
         Seed of all trials.
     """
     with session(general) as output, resumable(out), tempfile.TemporaryDirectory() as scratch:
+        split_tasks(measuring.tasks, measuring.task_data)  # a mistyped name is told before the heavy imports
         from drope.evaluation import compare
         from drope.evaluation.run import method_labels
         from drope.models import load_config

@@ -116,6 +116,7 @@ class Measuring:
 def split_tasks(names: Sequence[str], data: str | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Our own tasks and groups, and those left to lm-evaluation-harness (`short` written out)."""
     from drope.evaluation import harness
+    from drope.evaluation.harness_names import refuse_unknown
     from drope.evaluation.tasks import GROUPS, LONGBENCH, TASKS, get_task
 
     known = {*TASKS, *LONGBENCH, *GROUPS}
@@ -131,6 +132,8 @@ def split_tasks(names: Sequence[str], data: str | None = None) -> tuple[tuple[st
             others.append(name)
         else:
             get_task(plain)  # raises, with the nearest names
+    if set(others) - set(harness.SHORT):
+        refuse_unknown(others, harness.local_tasks(data) if data else ())
     return tuple(ours), tuple(dict.fromkeys(others))
 
 

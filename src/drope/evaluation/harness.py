@@ -136,16 +136,18 @@ def opened(tasks: Sequence[str], data: str | Path | None = None) -> Iterator[Har
     ------
     InputError : the harness is not installed; a task that neither it nor the folder knows; a file that cannot be read
     """
+    from drope.evaluation.harness_names import refuse_unknown
     from drope.evaluation.tasks import TASKS, unknown_task
 
+    local = local_tasks(data) if data is not None else {}
+    if data is not None and not local:
+        raise InputError("--task-data", str(data), "a folder of TASK.jsonl files")
+    refuse_unknown(tasks, local)
     require("lm_eval")
     import yaml
     from lm_eval.tasks import TaskManager
 
     _quiet()
-    local = local_tasks(data) if data is not None else {}
-    if data is not None and not local:
-        raise InputError("--task-data", str(data), "a folder of TASK.jsonl files")
     ours = {f"drope_{name}" for name in TASKS}
     with tempfile.TemporaryDirectory() as scratch:
         for name in local.keys() & set(tasks):
@@ -155,7 +157,7 @@ def opened(tasks: Sequence[str], data: str | Path | None = None) -> Iterator[Har
         manager = TaskManager(include_path=[str(TASKS_DIR), scratch], include_defaults=everything)
         for name in tasks:
             if name not in manager.all_tasks:
-                raise unknown_task(name, [*TASKS, *local, *manager.all_tasks])
+                raise unknown_task(name, [*TASKS, *local], manager.all_tasks)
         yield Harness(manager, tuple(tasks), data is not None)
 
 

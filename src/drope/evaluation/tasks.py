@@ -126,13 +126,16 @@ def get_task(name: str, values: int | None = None) -> AnyTask:
     return task
 
 
-def unknown_task(name: str, known: Iterable[str], hint: str = "") -> InputError:
-    """The error for a task that does not exist, with the nearest names that do."""
-    known = list(known)
-    near = difflib.get_close_matches(name.replace("-", "_"), known, n=2, cutoff=0.4)
+def unknown_task(name: str, known: Iterable[str], others: Iterable[str] = ()) -> InputError:
+    """The error for a task that does not exist, with the nearest names that do: of `known` before `others`."""
+    known, plain = list(known), name.replace("-", "_")
+    near = difflib.get_close_matches(plain, known, n=2, cutoff=0.6)
+    alike = (other for other in others if other[:1] == plain[:1] and abs(len(other) - len(plain)) <= 3)
+    near += difflib.get_close_matches(plain, alike, n=2, cutoff=0.75)
+    near = near or difflib.get_close_matches(plain, known, n=2, cutoff=0.4)
     guess = f"Did you mean {' or '.join(near)}?" if near else ""
-    names = known if len(known) < 60 else [*known[:30], "and any task of lm-evaluation-harness"]
-    return InputError("tasks", name, ", ".join(names), f"{guess} {hint}".strip())
+    more = ["and any task of lm-evaluation-harness"] if others else []
+    return InputError("tasks", name, ", ".join([*known, *more]), guess)
 
 
 def expand(names: Sequence[str]) -> tuple[str, ...]:
