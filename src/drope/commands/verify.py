@@ -26,6 +26,8 @@ app = App(
   drope verify out/model --engine llama.cpp --precision q8_0
   # GGUF files against the checkpoint that they were made from
   drope verify out/model-gguf --reference out/model
+  # vLLM from its own environment, started for the comparison
+  drope verify out/model-vllm --engine vllm --vllm ~/vllm/bin/python
   # a running server: vLLM, SGLang, llama-server
   drope verify out/model --base-url http://127.0.0.1:8000/v1""",
 )
@@ -35,7 +37,7 @@ app = App(
 def verify(
     model: str,
     *,
-    engine: Annotated[tuple[Literal["transformers", "llama.cpp", "mlx"], ...], Several] = (),
+    engine: Annotated[tuple[Literal["transformers", "llama.cpp", "mlx", "vllm"], ...], Several] = (),
     reference: Annotated[str | None, Parameter(show_default=False)] = None,
     base_url: Annotated[str | None, Parameter(show_default=False, group=_SERVER)] = None,
     served_model: Annotated[str | None, Parameter(show_default=False, group=_SERVER)] = None,
@@ -44,6 +46,7 @@ def verify(
     tolerance: float | None = None,
     precision: Literal["f16", "q8_0", "f32"] = "f16",
     pre_tokenizer: str | None = None,
+    vllm: Annotated[str | None, Parameter(show_default=False)] = None,
     general: GeneralFlags = NO_GENERAL,
 ) -> None:
     """Compare engines with transformers.
@@ -70,6 +73,8 @@ def verify(
         Of the GGUF file that is made for llama.cpp.
     pre_tokenizer
         llama.cpp's name of the tokenizer's splitting rule.
+    vllm
+        Python of the environment that vLLM is installed in, where it is not this one.
     """
     with session(general) as output:
         from drope.export import verify as compare
@@ -77,6 +82,7 @@ def verify(
         rows = compare(
             Path(model).expanduser(), engine or None, reference=reference, base_url=base_url, served_model=served_model,
             lengths=lengths or None, tokens=tokens, tolerance=tolerance, precision=precision, pre=pre_tokenizer,
+            vllm=vllm,
         )  # fmt: skip
         passed = bool(rows) and all(row.passed for row in rows)
         shown = table(
@@ -93,8 +99,9 @@ _HEAD = ("engine", "decoding", "verdict", "tokens", "off by", "allowed", "with R
 
 def _row(row: Parity) -> tuple[str, ...]:
     verdict = "passed" if row.passed else "FAILED"
+    engine = row.engine.split("://")[-1].removesuffix("/v1")  # a server by host and port: columns are narrow
     if math.isnan(row.difference):
-        return (row.engine, "", verdict, "", "", "", "")
+        return (engine, "", verdict, "", "", "", "")
     decoding = "cached" if row.cached else "whole"
     numbers = (f"{row.difference:.2g}", f"{row.tolerance:g}", f"{row.control:.2g}")
-    return (row.engine, decoding, verdict, str(row.length), *numbers)
+    return (engine, decoding, verdict, str(row.length), *numbers)

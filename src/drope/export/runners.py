@@ -231,7 +231,8 @@ class OpenAIRunner:
         pass
 
 
-_MODULES = {"llama.cpp": ("xllamacpp", "llama-cpp"), "mlx": ("mlx_lm", "mlx"), "transformers": ("transformers", "")}
+_MODULES = {"llama.cpp": ("xllamacpp", "llama-cpp"), "mlx": ("mlx_lm", "mlx"), "transformers": ("transformers", ""),
+            "vllm": ("vllm", "")}  # fmt: skip
 
 
 def installed(engine: str) -> bool:

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ENGINES = ("transformers", "llama.cpp", "mlx")
+ENGINES = ("transformers", "llama.cpp", "mlx", "vllm")
 TOLERANCES = {"f32": 0.01, "f16": 0.03, "bf16": 0.1, "q8_0": 0.15}  # RMS difference of log-probabilities, nats
 _TOP = 10  # of the reference's tokens are compared
 _CLEAR = 4  # how many times farther than the engine the control must be
@@ -84,6 +84,7 @@ def verify(
     tolerance: float | None = None,
     precision: str = "f16",
     pre: str | None = None,
+    vllm: str | None = None,
 ) -> list[Parity]:
     """Compare engines with transformers; every row says whether it passed.
 
@@ -97,6 +98,7 @@ def verify(
     tokens : steps compared at each length
     tolerance : nats; by default `TOLERANCES` for the engine's precision
     precision : of the GGUF file made for llama.cpp, where `folder` holds none
+    vllm : Python of the environment that has vLLM, where it is not this one; vLLM is started as a server from there
 
     Raises
     ------
@@ -124,6 +126,8 @@ def verify(
     vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     fixed = {length: prompts.prompt(loaded.tokenizer, length, vocabulary) for length in lengths}
     names = list(engines) if engines is not None else ([] if base_url else _default(ggufs))
+    if vllm is not None and "vllm" not in names:
+        names.append("vllm")
     for name in names:
         if name not in ENGINES:
             raise InputError("--engine", name, ", ".join(ENGINES) + "; servers by --base-url")
@@ -133,7 +137,8 @@ def verify(
     rows: list[Parity] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
-            for label, make in _runners(name, folder, ggufs, loaded, max(lengths), precision, pre, Path(scratch)):
+            made = _runners(name, folder, ggufs, loaded, max(lengths), precision, pre, Path(scratch), vllm)
+            for label, make in made:
                 allowed = tolerance if tolerance is not None else _allowed(label, loaded)
                 rows += _compare(label, make, references, fixed, tokens, allowed, loaded.tokenizer)
         if base_url is not None:
@@ -154,19 +159,29 @@ def _allowed(label: str, loaded: Any) -> float:
             return value
     if label == "transformers":
         return TOLERANCES["f32"]
+    return TOLERANCES[{"bfloat16": "bf16", "float16": "f16"}.get(_stored(loaded), "f32")]
+
+
+def _stored(loaded: Any) -> str:
+    """The precision that a checkpoint's config names."""
     from drope.models import load_config
 
-    stored = str(getattr(load_config(loaded.source), "dtype", None) or "").removeprefix("torch.")
-    return TOLERANCES[{"bfloat16": "bf16", "float16": "f16"}.get(stored, "f32")]
+    return str(getattr(load_config(loaded.source), "dtype", None) or "float32").removeprefix("torch.")
 
 
 def _runners(
     name: str, folder: Path, ggufs: list[Path], loaded: Any, longest: int, precision: str, pre: str | None,
-    scratch: Path,
+    scratch: Path, vllm: str | None,
 ) -> list[tuple[str, Any]]:  # fmt: skip
     """Labels of an engine's variants and what makes their runners."""
     from drope.export.runners import need
+    from drope.export.vllm_server import VllmRunner, interpreter
 
+    if name == "vllm":
+        python = interpreter(vllm)
+        dtype = "float32" if _stored(loaded) == "float32" else "auto"
+        length = min(longest + 64, int(loaded.model.config.get_text_config(decoder=True).max_position_embeddings))
+        return [(name, lambda: VllmRunner(folder, loaded.tokenizer, python=python, length=length, dtype=dtype))]
     need(name)
     if name == "transformers":
         return [(name, lambda: TransformersRunner(folder))]
