@@ -2,10 +2,10 @@
 
     python benchmarks/convert.py --gigabytes 4 --out results/benchmark-convert.json
 
-Cases: dropping alone with copied files, folding β, adding QKNorm with gains of one, and with fitted gains (once: that is
-a forward pass). `cp` and the cases take turns, and medians are compared; writing back to the disk (`sync`) counts in all.
-Each conversion is a process of its own: the time of its imports stands apart (`startup_seconds`), and so does that of
-converting a model of a megabyte (`fixed_seconds`: proving the configuration on small random models), which
+Cases: dropping alone with copied files, folding β, adding QKNorm with gains of one, and with fitted gains (once: that
+is a forward pass). `cp` and the cases take turns, and medians are compared; writing back to the disk (`sync`) counts in
+all. Each conversion is a process of its own: the time of its imports stands apart (`startup_seconds`), and so does that
+of converting a model of a few megabytes (`fixed_seconds`: proving the configuration on small random models), which
 `seconds` includes. Peak memory is the largest resident set of the process that converts.
 """
 
