@@ -6,7 +6,7 @@ import json
 
 from drope.report import write
 from drope.report.build import render
-from drope.report.samples import shown_samples
+from drope.report.samples import browser
 from drope.results import Measurement, Results
 
 
@@ -37,8 +37,11 @@ def rows(tmp_path) -> Results:
 
 def test_samples_are_browsable_and_escaped(tmp_path):
     results = rows(tmp_path)
-    [group] = shown_samples(results, tmp_path / "samples")
-    assert [s.result for s in group.rows] == ["miss"] * 4 + ["hit"] * 4
+    found = browser(results, tmp_path / "samples")
+    [group] = found.groups
+    assert [s.result for s in group.rows] == ["miss"] * 4 + ["hit"] * 4  # what shows without a script
+    assert [row[:4] for row in found.data["cells"][0]["rows"]][:2] == [[0, 0, "miss", "0%"], [1, 1, "hit", "11%"]]
+    assert len(found.data["cells"][0]["rows"]) == 9
     assert group.rows[0].place == "0%"
     assert "4 hits, 5 misses" in group.note
     page = write(results, tmp_path / "report.html").read_text()
@@ -53,7 +56,46 @@ def test_a_log_outside_the_folder_is_not_read(tmp_path):
     results = rows(tmp_path)
     results.measurements[0].details["samples"] = "../secret.jsonl"
     (tmp_path / "secret.jsonl").write_text((tmp_path / "samples" / "a.jsonl").read_text())
-    assert shown_samples(results, tmp_path / "samples") == []
+    assert browser(results, tmp_path / "samples").groups == []
+
+
+def many(tmp_path, cells: int, trials: int, words: int) -> Results:
+    """Logs of methods that share their prompts; every tenth sample is a hit."""
+    (tmp_path / "samples").mkdir()
+    made = []
+    for cell in range(cells):
+        log = f"{cell}.jsonl"
+        (tmp_path / "samples" / log).write_text(
+            "".join(
+                json.dumps({"index": i, "prompt": f"start … what is {i}?" + "<b>" * words, "depth": None,
+                            "depths": [0.5], "expected": [f"e{i}"], "output": f"method {cell} says {i} </script>",
+                            "found": float(i % 10 == 0), "hit": i % 10 == 0}) + "\n"
+                for i in range(trials)
+            )
+        )  # fmt: skip
+        details = {"samples": log}
+        made.append(Measurement("niah_single_2", "drope", 512 + cell, "success", 0.1, 0, 0.2, trials, details))
+    return Results("m", 512, made)
+
+
+def test_as_many_samples_as_the_page_may_hold(tmp_path):
+    results = many(tmp_path, 6, 700, 20)
+    full = browser(results, tmp_path / "samples")
+    assert [len(cell["rows"]) for cell in full.data["cells"]] == [500] * 6
+    assert len(full.data["texts"]) == 1000  # a prompt and an answer each, once for all cells
+    assert "500 of 700 samples are here, spread evenly; all in samples/3.jsonl" in full.groups[3].note
+    assert "70 hits, 630 misses, 10%" in full.groups[3].note
+    small = browser(results, tmp_path / "samples", limit=60_000)
+    assert 20_000 < len(json.dumps(small.data)) <= 60_000
+    for cell in small.data["cells"]:
+        rows = cell["rows"]
+        assert 8 <= len(rows) < 100
+        assert [r[0] for r in rows] == sorted({r[0] for r in rows})
+        assert rows[-1][0] - rows[0][0] > 500  # from all of the log
+        assert 0.05 < sum(r[1] for r in rows) / len(rows) < 0.2
+    page = render(results, tmp_path / "samples")
+    assert len(page) < 2_000_000
+    assert page.count("</script>") == page.count("<script")  # no sample ends its element
 
 
 def test_probes_have_their_own_section(tmp_path):

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from drope.errors import InputError
 from drope.report import charts, findings, scores, tables
 from drope.report.methods import TASKS, styles, task_label
-from drope.report.samples import shown_samples
+from drope.report.samples import Browser, browser
 from drope.report.scores import finite, times
 from drope.report.sections import sections
 from drope.report.svg import marker
@@ -30,7 +30,9 @@ def render(results: Results, samples: Path | None = None) -> str:
     if not finite(results.context) or results.context < 1:
         raise InputError("context", results.context, "the trained context in tokens, at least 1")
     source = files("drope.report") / "page"
-    script = (source / "page.js").read_text(encoding="utf-8")
+    found = browser(results, samples) if samples else Browser()
+    scripts = ["page.js", "samples.js"] if found.groups else ["page.js"]
+    script = "".join((source / name).read_text(encoding="utf-8") for name in scripts)
     environment = Environment(
         loader=PackageLoader("drope.report", "page"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -54,8 +56,9 @@ def render(results: Results, samples: Path | None = None) -> str:
         methods=list(styles(results).values()),
         tasks=[(task_label(t), TASKS[t][1]) for t in dict.fromkeys(m.task for m in results.measurements) if t in TASKS],
         facts=_facts(results),
-        samples=shown_samples(results, samples) if samples else [],
-        results_json=_embedded(results),
+        samples=found,
+        samples_json=_embedded(found.data),
+        results_json=_embedded({"schema": SCHEMA, **asdict(results)}, indent=1),
         css=Markup((source / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -94,11 +97,9 @@ def _plain(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _embedded(results: Results) -> Markup:
-    """The results as JSON that cannot end its script element early; numbers that are not finite become null."""
-    text = json.dumps(
-        _clean({"schema": SCHEMA, **asdict(results)}), indent=1, ensure_ascii=False, allow_nan=False, default=str
-    )
+def _embedded(value: Any, indent: int | None = None) -> Markup:
+    """JSON that cannot end its script element early; numbers that are not finite become null."""
+    text = json.dumps(_clean(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
