@@ -8,6 +8,11 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
+from drope.positions import METHODS as METHODS_RUN
+from drope.report.charts import success
+from drope.report.methods import styles
+from drope.results import Measurement, Results
+
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
 BLINDNESS = {
     name: np.array(values).reshape(3, 3)
@@ -18,7 +23,7 @@ BLINDNESS = {
         "tritanopia": [1.255528, -0.076749, -0.178779, -0.078411, 0.930809, 0.147602, 0.004733, 0.691367, 0.303900],
     }.items()
 }
-METHODS = ("yarn", "ntk", "pi", "dynamic", "control", "rope", "nope")
+METHODS = ("yarn", "ntk", "pi", "dynamic", "control", "rope", "x0", "x1", "x2", "x3", "muted", "nope")
 
 
 def palette(scheme: str) -> dict[str, np.ndarray]:
@@ -62,3 +67,23 @@ def test_drope_stands_apart_from_every_method(scheme, blindness):
     seen = {name: lab(np.clip(BLINDNESS[blindness] @ c, 0, 1)) for name, c in palette(scheme).items()}
     for name in METHODS:
         assert np.linalg.norm(seen["drope"] - seen[name]) > 20, name
+
+
+def test_every_method_of_the_catalogue_has_a_look_of_its_own():
+    results = Results("m", 128, [Measurement("single", name, 128, "success", 0.5, 0.4, 0.6, 9) for name in METHODS_RUN])
+    looks = styles(results)
+    assert set(looks) == set(METHODS_RUN)
+    assert all(style.about and style.label != style.name for style in looks.values())
+    assert len({(s.slot, s.marker, s.dash) for s in looks.values()}) == len(looks)
+    assert len({s.label for s in looks.values()}) == len(looks)
+    alone = styles(Results("m", 128, [Measurement("single", "swan", 128, "success", 0.5, 0.4, 0.6, 9)]))
+    assert alone["swan"] == looks["swan"]  # whatever else is shown
+
+
+@pytest.mark.parametrize(("count", "bands"), [(9, 9), (10, 1)])
+def test_of_many_lines_drope_alone_keeps_its_band(count, bands):
+    shown = ["drope", *[name for name in METHODS_RUN if name != "drope"][: count - 1]]
+    rows = [Measurement("single", name, n, "success", 0.5, 0.4, 0.6, 9) for name in shown for n in (128, 256)]
+    [panel] = success(Results("m", 128, rows))
+    assert panel.svg.count('class="band"') == 2 * bands  # drawn twice: wide and narrow
+    assert panel.svg.count('class="line"') == 2 * count

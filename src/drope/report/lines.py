@@ -10,6 +10,8 @@ from markupsafe import Markup
 from drope.report.methods import Style
 from drope.report.svg import Axis, drawing, marker, path, spread, tag, tip
 
+_MANY = 9  # lines; beyond it only DroPE's keep their weight and their bands
+
 
 @dataclass(frozen=True)
 class Point:
@@ -78,11 +80,13 @@ def draw(chart: Chart, width: float, height: float, class_: str = "") -> Markup:
         Axis(chart.y.low, chart.y.high, bottom, top, chart.y.log),
     )
     parts = [_ground(chart, x, y, left, right, top, bottom)]
-    inner = [_line(line, x, y) for line in reversed(chart.lines)]
+    many = len(chart.lines) > _MANY  # bands of many lines would hide one another
+    inner = [_line(line, x, y, not many or line.style.kind == "drope") for line in reversed(chart.lines)]
     # a nested svg clips what leaves the axes, without an id that a second copy on the page would share
     pad = 6
     parts.append(
-        tag("svg", *inner, x=left - pad, y=top - pad, width=right - left + 2 * pad, height=bottom - top + 2 * pad,
+        tag("svg", *inner, class_="many" if many else "",
+            x=left - pad, y=top - pad, width=right - left + 2 * pad, height=bottom - top + 2 * pad,
             viewBox=f"{left - pad:g} {top - pad:g} {right - left + 2 * pad:g} {bottom - top + 2 * pad:g}")
     )  # fmt: skip
     if named:
@@ -129,12 +133,12 @@ def _ground(chart: Chart, x: Axis, y: Axis, left: float, right: float, top: floa
     return Markup("").join(parts)
 
 
-def _line(line: Line, x: Axis, y: Axis) -> Markup:
+def _line(line: Line, x: Axis, y: Axis, banded: bool = True) -> Markup:
     points, parts = line.points, []
     if any(p.high > p.low for p in points):
         upper, lower = [(x(p.x), y(p.high)) for p in points], [(x(p.x), y(p.low)) for p in reversed(points)]
         if line.line and len(points) > 1:
-            parts.append(path(upper + lower, class_="band"))
+            parts += [path(upper + lower, class_="band")] if banded else []
         else:
             parts += [path([(x(p.x), y(p.low)), (x(p.x), y(p.high))], class_="whisker") for p in points]
     if line.line and len(points) > 1:
