@@ -84,16 +84,19 @@ class _Chunked(torch.autograd.Function):
             divergence = torch.zeros_like(entropy)
             elements = _CHUNK_ELEMENTS_CPU if hidden.device.type == "cpu" else _CHUNK_ELEMENTS
             rows = max(_FEWEST_ROWS, elements // vocabulary)
+            room = hidden.new_empty(3 if taught is not None else 2, min(rows, n), vocabulary, dtype=torch.float32)
             for start in range(0, n, rows):
                 part = slice(start, start + rows)
-                logits = _logits(Logits(hidden, cast, bias), part, dtype)
+                logits = _logits(Logits(hidden, cast, bias), part, dtype, room[0])
                 target = targets[part, None]
-                log_p = logits.log_softmax(-1)
+                log_p = torch.log_softmax(logits, -1, out=room[1, : len(logits)])
                 entropy -= log_p.gather(-1, target).sum()
                 if taught is not None:
                     soft_p = log_p if temperature == 1 else (logits / temperature).log_softmax(-1)
-                    log_q = (_logits(taught, part, dtype) / temperature).log_softmax(-1)
-                    q = log_q.exp()
+                    # The student's logits are not needed any more: their room is the teacher's.
+                    scaled = _logits(taught, part, dtype, room[0]).div_(temperature)
+                    log_q = torch.log_softmax(scaled, -1, out=room[2, : len(logits)])
+                    q = torch.exp(log_q, out=room[0, : len(logits)])
                     divergence += temperature**2 * torch.dot(q.view(-1), log_q.sub_(soft_p).view(-1))
                 if not differentiate:
                     continue
@@ -112,7 +115,10 @@ class _Chunked(torch.autograd.Function):
                 small = grad.to(dtype)
                 grad_hidden[part] = small @ cast
                 if grad_weight is not None:
-                    grad_weight += small.mT @ hidden[part].to(dtype)
+                    if dtype == torch.float32:  # adds within the product: no second matrix of the weight's size
+                        grad_weight.addmm_(small.mT, hidden[part].to(dtype))
+                    else:
+                        grad_weight += small.mT @ hidden[part].to(dtype)
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
             if differentiate:
@@ -138,13 +144,17 @@ class _Chunked(torch.autograd.Function):
         return (*grads, None, None, None)
 
 
-def _logits(of: Logits, part: slice, dtype: torch.dtype) -> Tensor:
-    """Float32 logits of some rows, (rows, V)."""
+def _logits(of: Logits, part: slice, dtype: torch.dtype, room: Tensor) -> Tensor:
+    """Float32 logits of some rows, (rows, V), in `room` (at least rows, V): fresh memory for each chunk costs time."""
     hidden = of.hidden[part]
-    if of.weight is not None:
-        hidden = hidden.to(dtype) @ of.weight.mT
-    hidden = hidden.float()
-    return hidden if of.bias is None else hidden + of.bias.float()
+    room = room[: len(hidden)]
+    if of.weight is None:
+        room.copy_(hidden)
+    elif dtype == torch.float32:
+        torch.mm(hidden.float(), of.weight.mT, out=room)
+    else:
+        room.copy_(hidden.to(dtype) @ of.weight.mT)
+    return room if of.bias is None else room.add_(of.bias)
 
 
 def linear_head(model: Any) -> nn.Linear | None:
