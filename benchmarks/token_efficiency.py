@@ -5,17 +5,16 @@
     python benchmarks/token_efficiency.py --out ... --plot docs/token_efficiency.svg --levers   # the curves alone
 
 Every finished run is kept in the file at once, and none is run twice: the same command goes on after an interruption.
-All runs of a seed see the same blocks. A run's held-out loss is measured every 5% of it, on the same 64 blocks always;
-what is recovered is the share of the gap between the dropped model and the control (RoPE kept, trained on the same
-tokens at the same rate). At the end, without a temperature (β = 1): the loss of the answers to needle questions, and
-the share that is answered, at 1x, 2x and 4x the context.
+All runs of a seed see the same blocks. A run's held-out loss is measured every tenth of it, on the same blocks for all
+runs of a seed; what is recovered is the share of the gap between the dropped model and the control (RoPE kept, trained
+on the same tokens at the paper's recipe's rate). At the end, at 1x, 2x and 4x the context: the loss of the answers to
+needle questions (a loss moves long before whole answers are right), and with --trials the share that is answered.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import tempfile
 import time
@@ -25,11 +24,12 @@ from typing import Any
 CONTEXT, SHARES = 128, (0.95, 0.99)
 TASKS = ("single", "multi_key", "multi_query", "multi_value")
 BETAS = (1.0, 1.25, 1.5)
-RATE = 4e-3
+RATES = {"adamw": 6e-3, "muon": 4e-3}  # each the best of those tried, which are in the file
 
 #: Settings of `RecalibrationConfig` that differ from the paper's (AdamW, cosine, nothing else). `norm` is QKNorm.
 LEVERS: dict[str, dict[str, Any]] = {
     "control": {},
+    "control muon": {"optimizer": "muon"},
     "paper": {},
     "distill": {"distill": 0.7},
     "match": {"match": 0.5},
@@ -57,32 +57,31 @@ LEVERS |= {
 
 def train(lever: str, seed: int, tokens: int, rate: float, args: argparse.Namespace) -> dict[str, Any]:
     """One run: its curve of held-out losses, and what the model can do afterwards."""
-    import torch
-
     from drope import models
     from drope.training import RecalibrationConfig, recalibrate
 
-    torch.manual_seed(seed)
     loaded = models.load(args.model)
     changes = dict(LEVERS[lever])
     norm = changes.pop("norm", None)
     teacher = models.load(args.model).model if changes.get("distill") or changes.get("match") else None
     config = RecalibrationConfig(
         data=args.data, tokens=tokens, batch_tokens=args.batch_tokens, micro_batch=args.batch_tokens // CONTEXT,
-        learning_rate=rate, eval_blocks=64, eval_every=tokens // 20, save_every=tokens, precision="float32",
+        learning_rate=rate, eval_blocks=32, eval_every=tokens // 10, save_every=tokens, precision="float32",
         spike=0.0, seed=seed, **changes,
     )  # fmt: skip
     model = normed(loaded, norm, args.data)
     before = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        done = recalibrate(model, loaded.tokenizer, config, folder, control=lever == "control", teacher=teacher)
+        done = recalibrate(
+            model, loaded.tokenizer, config, folder, control=lever.startswith("control"), teacher=teacher
+        )
     seconds = time.process_time() - before
     curve = [[row["tokens"], row["eval_loss"]] for row in done.history if row.get("eval_loss") is not None]
     after = done.settings["fade_steps"] * args.batch_tokens  # until then the rotation is still there in part
     return {
         "lever": lever, "seed": seed, "tokens": done.tokens_seen, "learning_rate": rate, "changes": LEVERS[lever],
         "steps": done.steps, "faded_by": after, "cpu_seconds": round(seconds, 1), "curve": curve,
-        "eval_loss": curve[-1][1], **measure(done.model, loaded.tokenizer, args, rotates=lever == "control"),
+        "eval_loss": curve[-1][1], **measure(done.model, loaded.tokenizer, args, rotates=lever.startswith("control")),
     }  # fmt: skip
 
 
@@ -120,8 +119,10 @@ def measure(model: Any, tokenizer: Any, args: argparse.Namespace, rotates: bool)
                 with temperature_at(model, beta):
                     row = answers.setdefault(str(length), {})
                     row[str(beta)] = statistics.fmean(samples.losses(model))
-        prose = text_samples(tokenizer, heldout_texts("stdlib:heldout"), lengths[-1], 16, batch_tokens=8192)
+        prose = text_samples(tokenizer, heldout_texts("stdlib:heldout"), lengths[-1], 8, batch_tokens=8192)
         far = statistics.fmean(prose.losses(model))
+    if not args.trials:
+        return {"answer_loss": answers, "prose_loss_4x": far}
     asked = EvaluationConfig(tasks=TASKS, lengths=lengths, trials=args.trials, depths=(0.1, 0.5, 0.9), documents=0)
     found = evaluate(model, tokenizer, asked, method=get("rope" if rotates else "drope"))
     success = {
@@ -137,10 +138,21 @@ def measure(model: Any, tokenizer: Any, args: argparse.Namespace, rotates: bool)
 
 def gap(run: dict[str, Any], runs: list[dict[str, Any]]) -> tuple[float, float] | None:
     """Losses of the dropped model before training and of the control after it, of the same seed and tokens."""
-    same = [r for r in runs if r["seed"] == run["seed"] and r["tokens"] == run["tokens"]]
-    control = next((r for r in same if r["lever"] == "control"), None)
-    dropped = next((r for r in same if r["lever"] == "paper"), None)
+    control, dropped = same_as(run, "control", runs), same_as(run, "paper", runs)
     return (dropped["curve"][0][1], control["eval_loss"]) if control and dropped else None
+
+
+def same_as(run: dict[str, Any], lever: str, runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The run of another lever, at its own rate, with the same seed and tokens."""
+    rate = rate_of(lever)
+    for r in runs:
+        if (r["lever"], r["learning_rate"], r["seed"], r["tokens"]) == (lever, rate, run["seed"], run["tokens"]):
+            return r
+    return None
+
+
+def rate_of(lever: str) -> float:
+    return RATES[LEVERS[lever].get("optimizer", "adamw")]
 
 
 def tokens_until(run: dict[str, Any], loss: float) -> float | None:
@@ -158,9 +170,10 @@ def tokens_until(run: dict[str, Any], loss: float) -> float | None:
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each lever and length of run: means over seeds, with each seed's own value."""
     rows = []
-    for lever, tokens in dict.fromkeys((r["lever"], r["tokens"]) for r in runs):
-        mine = [r for r in runs if (r["lever"], r["tokens"]) == (lever, tokens)]
-        row: dict[str, Any] = {"lever": lever, "tokens": tokens, "seeds": [r["seed"] for r in mine]}
+    for what in dict.fromkeys((r["lever"], r["tokens"], r["learning_rate"]) for r in runs):
+        mine = [r for r in runs if (r["lever"], r["tokens"], r["learning_rate"]) == what]
+        row: dict[str, Any] = dict(zip(("lever", "tokens", "learning_rate"), what, strict=True))
+        row["seeds"] = [r["seed"] for r in mine]
         row["eval_loss"] = [r["eval_loss"] for r in mine]
         gaps = [gap(r, runs) for r in mine]
         row["recovered"] = [(g[0] - r["eval_loss"]) / (g[0] - g[1]) if g else None
@@ -169,17 +182,21 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             row[f"tokens_to_{share:.0%}"] = [
                 tokens_until(r, g[0] - share * (g[0] - g[1])) if g else None for g, r in zip(gaps, mine, strict=True)
             ]
-        papers = [next((p for p in runs if p["lever"] == "paper" and (p["seed"], p["tokens"]) == (r["seed"], tokens)),
-                       None) for r in mine]  # fmt: skip
+        papers = [same_as(r, "paper", runs) for r in mine]
         until = [tokens_until(r, p["eval_loss"]) if p else None for r, p in zip(mine, papers, strict=True)]
         row["tokens_to_the_papers_loss"] = until
-        row["share_of_the_papers_tokens"] = [t / tokens if t is not None else None for t in until]
+        row["share_of_the_papers_tokens"] = [t / row["tokens"] if t is not None else None for t in until]
         for length in mine[0]["answer_loss"]:
             row[f"answer_loss_{length}"] = [min(r["answer_loss"][length].values()) for r in mine]
-            row[f"success_{length}"] = [statistics.fmean(v for v, _ in r["success"][length].values()) for r in mine]
+            row[f"success_{length}"] = [mean_success(r, length) for r in mine]
         row["prose_loss_4x"] = [r["prose_loss_4x"] for r in mine]
         rows.append(row)
     return rows
+
+
+def mean_success(run: dict[str, Any], length: str) -> float | None:
+    """The mean over tasks; None where no questions were asked."""
+    return statistics.fmean(v for v, _ in run["success"][length].values()) if "success" in run else None
 
 
 def save(path: Path, found: dict[str, Any]) -> None:
@@ -197,7 +214,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
     matplotlib.rcParams["svg.hashsalt"] = "drope"
     longest = max(r["tokens"] for r in found["runs"])
-    runs = [r for r in found["runs"] if r["tokens"] == longest]
+    runs = [r for r in found["runs"] if r["tokens"] == longest and r["learning_rate"] == rate_of(r["lever"])]
     figure, (axis, bars) = plt.subplots(1, 2, figsize=(13, 5.5))
     levers = list(dict.fromkeys(r["lever"] for r in runs))
     for i, lever in enumerate(levers):
@@ -211,7 +228,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
     axis.set(xlabel="tokens", ylabel="held-out loss (nats per token)", ylim=(2.7, 4.6),
              title="In-range loss along recalibration (number of seeds)")  # fmt: skip
     axis.legend(fontsize=7)
-    rows = [row for row in found["summary"] if row["tokens"] == longest]
+    rows = [row for row in found["summary"] if row["tokens"] == longest and row["lever"] in levers
+            and row["learning_rate"] == rate_of(row["lever"])]  # fmt: skip
     at = [key for key in rows[0] if key.startswith("answer_loss_")]
     for i, key in enumerate(at):
         means = [statistics.fmean(row[key]) for row in rows]
@@ -231,11 +249,11 @@ def main() -> None:
     parser.add_argument("--data", default="episodes=0.85+stdlib=0.15")
     parser.add_argument("--levers", nargs="*", choices=list(LEVERS), default=list(LEVERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--tokens", type=int, default=160 * 1024)
-    parser.add_argument("--batch-tokens", type=int, default=2048)
-    parser.add_argument("--learning-rate", type=float, default=RATE)
-    parser.add_argument("--trials", type=int, default=9, help="needle questions a task and length")
-    parser.add_argument("--samples", type=int, default=32, help="questions whose answers' loss is measured, a length")
+    parser.add_argument("--tokens", type=int, default=96 * 1024)
+    parser.add_argument("--batch-tokens", type=int, default=1024)
+    parser.add_argument("--learning-rate", type=float, help="instead of the lever's own")
+    parser.add_argument("--trials", type=int, default=0, help="needle questions a task and length")
+    parser.add_argument("--samples", type=int, default=16, help="questions whose answers' loss is measured, a length")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
@@ -254,14 +272,17 @@ def main() -> None:
         found["runs"] = kept["runs"]
     for seed in args.seeds:
         for lever in args.levers:
-            key = (lever, seed, args.tokens // args.batch_tokens * args.batch_tokens, args.learning_rate)
+            rate = args.learning_rate or rate_of(lever)
+            key = (lever, seed, args.tokens // args.batch_tokens * args.batch_tokens, rate)
             if any((r["lever"], r["seed"], r["tokens"], r["learning_rate"]) == key for r in found["runs"]):
                 continue
-            run = train(lever, seed, args.tokens, args.learning_rate, args)
+            run = train(lever, seed, args.tokens, rate, args)
             found["runs"].append(run)
             save(args.out, found)
-            questions = {k: round(statistics.fmean(v for v, _ in t.values()), 3) for k, t in run["success"].items()}
-            print(f"{lever:40} {seed} {run['eval_loss']:.3f} {run['cpu_seconds']:.0f}s {questions}", flush=True)
+            answers = " ".join(f"{min(row.values()):.2f}" for row in run["answer_loss"].values())
+            print(
+                f"{lever:40} {seed} {rate:.0e} {run['eval_loss']:.3f} {run['cpu_seconds']:.0f}s {answers}", flush=True
+            )
     if args.plot:
         plot(json.loads(args.out.read_text(encoding="utf-8")), args.plot)
 
