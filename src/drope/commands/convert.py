@@ -1,4 +1,4 @@
-"""`drope convert`: a position-free checkpoint without training."""
+"""`drope convert`: a position-free checkpoint without training, or one of another positional method."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ app = App(
   drope convert org/model --to 128k --qk-norm --data text/ --out out/nope-qknorm
   # a fitted temperature, folded into the weights file by file
   drope convert out/model --to 32k --beta 1.2 --out out/model-32k
+  # a stock checkpoint of another method of docs/methods.md, ready for an engine
+  drope convert org/model --method yarn --to 4x --out out/yarn
   # a GGUF file, unpacked to safetensors
   drope convert model.gguf --to 32k --out out/nope""",
 )
@@ -43,6 +45,9 @@ class Conversion:
         Context of the new checkpoint, such as 32k or 8x.
     out
         Folder for the new checkpoint.
+    method
+        What it is to do with positions: drope takes the rotation out; another method of docs/methods.md, such as yarn
+        or pi, is written as far as a stock configuration can say it, and refused with the reason otherwise.
     qk_norm
         Add per-head query and key normalisation: Llama-shaped models become Qwen3.
     qk_norm_init
@@ -63,6 +68,7 @@ class Conversion:
 
     to: str
     out: Path
+    method: str = "drope"
     qk_norm: Flag = False
     qk_norm_init: Literal["fitted", "ones"] = "fitted"
     data: str = "stdlib"
@@ -96,7 +102,9 @@ def convert(
         context = rope_shape(config).context
         target = parse_target(conversion.to, context)
         report: dict[str, Any] = {}
-        if conversion.qk_norm and not conversion.stream or model.endswith(".gguf"):
+        if conversion.method != "drope":
+            report = _under_method(model, config, conversion, loading, target)
+        elif conversion.qk_norm and not conversion.stream or model.endswith(".gguf"):
             report = _through_memory(model, conversion, loading, context, target)
         else:
             norm = _streamed_norm(model, conversion, loading, context) if conversion.qk_norm else None
@@ -109,10 +117,60 @@ def convert(
             ("source", model),
             ("context", f"{format_count(context)} trained, {format_count(target)} declared"),
             *((name.replace("_", " "), value) for name, value in report.items()),
-            ("next", f"drope recalibrate {model} --data ... --tokens ... --out ...  (nothing has been trained yet)"),
+            ("next", _next_step(model, conversion)),
         ]
         value = {"model": model, "out": str(conversion.out), "context": context, "target_length": target, **report}
         output.result(value, facts(f"Wrote {conversion.out}", rows))
+
+
+def _next_step(model: str, options: Conversion) -> str:
+    from drope.positions import get
+
+    if options.method == "drope":
+        return f"drope recalibrate {model} --data ... --tokens ... --out ...  (nothing has been trained yet)"
+    if get(options.method).trained:
+        return f"train {options.out}: its weights were not recalibrated for {get(options.method).label}"
+    return f"drope evaluate {options.out} --methods rope  (rope: as the checkpoint says)"
+
+
+def _under_method(model: str, config: Any, options: Conversion, loading: Loading, target: int) -> dict[str, Any]:
+    """Write a stock checkpoint that computes what the method does; what cannot be written is said before weights load.
+
+    Gives back what to report.
+    """
+    from drope.commands.catalogue import Chosen, with_factors
+    from drope.commands.measuring import short_name
+    from drope.errors import InputError
+    from drope.models import load, save, stock_config
+    from drope.models.shape import rope_shape, stops_rotation
+    from drope.positions import get
+
+    method = get(options.method)
+    if options.qk_norm:
+        raise InputError("--qk-norm", "given", "--method drope", f"{method.label} leaves the weights as they are.")
+    if stops_rotation(config):
+        raise InputError("--method", method.name, "drope", f"{model} has no rotary positions to change.")
+    if options.out.exists() and not options.overwrite and not (options.out.is_dir() and not any(options.out.iterdir())):
+        raise InputError(
+            "--out", str(options.out), "a folder that does not exist yet", "Choose another, or pass --overwrite."
+        )
+    context = rope_shape(config).context
+    if target < context:
+        raise InputError("--to", options.to, f"a length of at least the model's context, {context} tokens")
+    if method.name not in ("nope", "longrope2"):  # one is what drope writes; the other's factors need the weights
+        stock_config(config, method, target)
+    loaded = load(model, **loading.options())
+    if method.name == "longrope2":
+        known = with_factors(Chosen([method], search=False), loaded.model, loaded.tokenizer, [target]).methods
+        if not known:
+            hint = f"drope longrope2 {model} --to {options.to} --checkpoint {options.out} searches them and writes it."
+            raise InputError("--method", method.name, "a model whose factors for this length are known", hint)
+        (method,) = known
+    save(
+        loaded.model, options.out, loaded.tokenizer, target_length=target, method=method, beta=options.beta or 1.0,
+        provenance={"source": short_name(model), "tokens": 0}, overwrite=options.overwrite,
+    )  # fmt: skip
+    return {"method": method.name, "positions": method.label}
 
 
 def _streamed_norm(model: str, options: Conversion, loading: Loading, context: int) -> StreamedNorm:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from drope.positions import METHODS
 from drope.quantities import format_count, format_tokens
 
 
@@ -82,6 +83,7 @@ def _summary(provenance: Mapping[str, Any]) -> str:
             f"The original model (trained at {context:,} tokens) with its positions changed to {positions['label']}"
             + (f" ({settings})" if settings and len(settings) < 200 else "")
             + f", for inputs of up to {target:,} tokens{ending}"
+            + _untrained(provenance)
         )
     text = (
         f"The rotary position embeddings of the original model (trained at {context:,} tokens) are dropped from every "
@@ -92,6 +94,14 @@ def _summary(provenance: Mapping[str, Any]) -> str:
     else:
         text += "**It has not been recalibrated: it needs training before it is of use.** "
     return text + f"Meant for inputs of up to {target:,} tokens" + ending
+
+
+def _untrained(provenance: Mapping[str, Any]) -> str:
+    """A warning for methods that are of use only after a training that there was none of."""
+    method = METHODS.get(str(provenance.get("method")))
+    if method is None or not method.trained or method.from_scratch or provenance.get("tokens"):
+        return ""
+    return " **It has not been recalibrated for this: it needs training before it is of use.**"
 
 
 def _facts(provenance: Mapping[str, Any], original: Mapping[str, Any], context: int) -> list[dict[str, Any]]:
