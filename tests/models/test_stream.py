@@ -64,14 +64,17 @@ def test_a_temperature_replaces_the_one_that_is_folded_in(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2"])
-@pytest.mark.parametrize("init", ["fitted", "ones"])
-def test_streamed_gains_equal_those_in_memory(family, init, tmp_path):
-    families.model(family).save_pretrained(tmp_path / "base")
+@pytest.mark.parametrize(("init", "shard"), [("fitted", "1GB"), ("ones", "1GB"), ("fitted", "20KB")])
+def test_streamed_gains_equal_those_in_memory(family, init, shard, tmp_path):
+    families.model(family).save_pretrained(tmp_path / "base", max_shard_size=shard)
     batches = [families.tokens(40, seed) for seed in range(3)]
     expected, report = add_qk_norm(drop(load(tmp_path / "base").model), batches, init)
     norm = StreamedNorm(init, batches)
     out = convert(tmp_path / "base", tmp_path / "out", target_length=TARGET, qk_norm=norm, beta=BETA)
-    found = AutoModelForCausalLM.from_pretrained(out)
+    found, loading = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    assert all(file.name.startswith("model") for file in out.glob("*.safetensors")), "mlx-lm reads no others"
     assert type(found).__name__ == "Qwen3ForCausalLM"
     set_logit_scale(expected, BETA)
     torch.testing.assert_close(families.logits(found), families.logits(expected), atol=1e-4, rtol=1e-4)

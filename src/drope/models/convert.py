@@ -15,7 +15,7 @@ from drope.errors import DropeError, InputError, VerificationError
 from drope.files import fingerprint, resumable_folder, write_json, write_text
 from drope.models.card import model_card
 from drope.models.encoding import encode
-from drope.models.files import check_safetensors, weight_files
+from drope.models.files import INDEX, check_safetensors, weight_files
 from drope.models.released import facts, refuse_norms
 from drope.models.save import raise_tokenizer_limit, sidecar
 from drope.models.stream import fold_edits, patch, refuse_missing
@@ -132,6 +132,8 @@ def convert(
             encoded = qk_norm.write(folder, temporary, config, encoded, encoded.fold * beta)
             record["qk_norm"] = qk_norm.report
         for file in side_files(folder):
+            if qk_norm is not None and file.name == INDEX:
+                continue  # written anew: it names the gains too
             name = "README.source.md" if file.name == "README.md" else file.name
             if file.name == "README.md" and earlier or file.name in _REWRITTEN - {"README.md"}:
                 continue  # the card of an earlier conversion is written anew

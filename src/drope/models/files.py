@@ -10,7 +10,7 @@ from pathlib import Path
 from drope.errors import InputError
 
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 
 
 def check_folder(place: str | Path, gguf_file: str | None = None) -> None:
@@ -34,7 +34,7 @@ def weight_files(folder: Path) -> list[Path]:
     ------
     InputError : there are none, or the index names files that are missing
     """
-    index = folder / _INDEX
+    index = folder / INDEX
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

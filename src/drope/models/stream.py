@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drope.errors import DropeError, InputError, UnsupportedModelError, VerificationError
-from drope.models.files import check_safetensors
+from drope.models.files import INDEX, check_safetensors
 
 if TYPE_CHECKING:
     import torch
@@ -201,4 +201,4 @@ def write_index(folder: Path) -> None:
             weight_map[key] = file.name
             total += entry["data_offsets"][1] - entry["data_offsets"][0]
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

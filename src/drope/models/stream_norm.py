@@ -77,11 +77,12 @@ class StreamedNorm:
                     new[f"model.layers.{i}.self_attn.o_proj.bias"] = torch.zeros(config.hidden_size, dtype=dtype)
         finally:
             weights.close()
-        save_file(new, out / "qk_norm.safetensors", metadata={"format": "pt"})
-        (out / "qk_norm.safetensors").chmod(0o644)
+        gains = out / "model-qk_norm.safetensors"  # mlx-lm reads model*.safetensors and no others
+        save_file(new, gains, metadata={"format": "pt"})
+        gains.chmod(0o644)
         single = out / "model.safetensors"
         if single.exists():  # a file of this name would be read alone
-            single.rename(out / "weights.safetensors")
+            single.rename(out / "model-weights.safetensors")
         write_index(out)
         self.report = {
             "init": self.init,
