@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -81,3 +83,36 @@ def test_a_server(tiny, tmp_path, capsys):
     finally:
         http.shutdown()
         http.server_close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_an_end_loses_no_finished_sample(tiny, process, tmp_path, end):
+    """A process of its own is ended amid its samples; the same command keeps every line and adds what is missing."""
+    out = tmp_path / "out"
+    command = ["evaluate", tiny, "--tasks", "multi_key", "--lengths", "256", "--trials", "200", "--methods", "rope",
+               "--documents", "0", "--batch-tokens-eval", "512", "--out", out]  # fmt: skip
+
+    def logged() -> list[str]:
+        return [line for log in (out / "samples").glob("*.jsonl") for line in log.read_text().splitlines()]
+
+    first = process(*command)
+    deadline = time.monotonic() + 600
+    while len(logged()) < 4 and time.monotonic() < deadline:
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    first.send_signal(end)
+    _, said = first.communicate(timeout=300)
+    kept = logged()
+    assert 4 <= len(kept) < 200
+    if end == signal.SIGINT:
+        assert first.returncode == 130
+        assert "the same command goes on from there" in " ".join(said.split())
+    assert main([str(c) for c in command]) == 0
+    whole = logged()
+    torn = 0 if end == signal.SIGINT else 1  # a kill may fall into the writing of a line
+    assert whole[: len(kept) - torn] == kept[: len(kept) - torn]
+    indices = sorted(json.loads(line)["index"] for line in whole if line.endswith("}"))
+    assert indices == list(range(200))
+    [row] = json.loads((out / "results.json").read_text())["measurements"][:1]
+    assert row["n"] == 200

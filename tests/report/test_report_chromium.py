@@ -138,7 +138,8 @@ def test_samples_page_and_filter(tmp_path, width):
         m.details["samples"] = log
         lines = [
             {"index": i, "prompt": f"start <b>x</b> … what is {i}?", "depth": i / 50, "depths": [i / 50],
-             "expected": [f"{i}"], "output": f"{log} <script>broken = 1</script> & {i}", "found": float(i % 5 == 0), "hit": i % 5 == 0}
+             "expected": [f"{i}"], "output": f"{log} <script>broken = 1</script> & {i}",
+             "found": float(i % 5 == 0), "hit": i % 5 == 0}
             for i in range(50)
         ]  # fmt: skip
         (tmp_path / "samples" / log).write_text("".join(json.dumps(line) + "\n" for line in lines))
