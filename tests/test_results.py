@@ -39,6 +39,23 @@ def test_results_come_back_equal(tmp_path):
     assert again.select(method="rope") == []
 
 
+def test_a_row_is_a_line_and_what_is_not_finite_is_refused(tmp_path):
+    rows = [
+        Measurement("single", "drope", n, "success", 0.5, 0.2, 0.8, 10, {"a": {"b": [1, {"c": 2}]}}) for n in (1, 2)
+    ]
+    meta = {"paired": [{"p": 0.5, "method": "ü"}, {"p": 1.0}], "versions": {"x": {"y": []}}, "none": [], "e": {}}
+    path = Results("m", 128, rows, [], [{"length": 256, "beta": 1.5}], meta).save(tmp_path / "results.json")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len([line for line in lines if '"task": "single"' in line]) == 2
+    assert sum(line.strip().startswith('{"p": ') for line in lines) == 2
+    assert json.loads(path.read_text(encoding="utf-8"))["meta"] == meta
+    assert max(map(len, lines)) < 300
+    rows[0].value = math.nan
+    with pytest.raises(ValueError, match="JSON"):
+        Results("m", 128, rows).save(path)
+    assert len(Results.load(path).measurements) == 2
+
+
 @pytest.mark.parametrize(
     "text",
     [

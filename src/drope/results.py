@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drope.errors import InputError
-from drope.files import write_json
+from drope.files import write_text
 
 SCHEMA = 1
 
@@ -51,8 +51,8 @@ class Results:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
-        """Write as JSON, atomically."""
-        write_json(path, {"schema": SCHEMA, **asdict(self)})
+        """Write as JSON, atomically; each row of a list on a line of its own."""
+        write_text(path, _by_line({"schema": SCHEMA, **asdict(self)}) + "\n")
         return Path(path)
 
     @classmethod
@@ -81,6 +81,23 @@ class Results:
     def select(self, **wanted: Any) -> list[Measurement]:
         """The measurements whose fields equal `wanted`: `select(task="single", method="drope")`."""
         return [m for m in self.measurements if all(getattr(m, k) == v for k, v in wanted.items())]
+
+
+def _by_line(value: Any, depth: int = 0) -> str:
+    """JSON with fields on lines of their own down to two levels, as `meta` has, and one line a row of lists there.
+
+    NaN and infinities are refused, so that every reader can read it.
+    """
+    margin = "  " * depth
+    if isinstance(value, dict) and value and depth < 2:
+        parts = [f"{json.dumps(str(k), ensure_ascii=False)}: {_by_line(v, depth + 1)}" for k, v in value.items()]
+        opening, closing = "{", "}"
+    elif isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
+        parts = [_by_line(item, 2) for item in value]
+        opening, closing = "[", "]"
+    else:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return f"{opening}\n" + ",\n".join(f"{margin}  {part}" for part in parts) + f"\n{margin}{closing}"
 
 
 def wilson(successes: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:

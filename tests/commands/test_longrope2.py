@@ -38,8 +38,17 @@ def test_search_keeps_factors_for_compare_and_writes_a_checkpoint(drope: Drope, 
     compared = drope(
         "compare", tiny, "--methods", "rope", "longrope2", "--lengths", "2x", *QUICK, "--out", tmp_path / "compare"
     )  # fmt: skip
-    settings = {m["method"]: m["details"].get("settings") for m in compared["measurements"]}
-    assert settings["longrope2"]["factors"] == {"256": target["factors"]}  # taken from the cache, not searched anew
+    [settings, *_] = [m["details"]["settings"] for m in compared["measurements"] if m["method"] == "longrope2"]
+    assert settings["factors"] == {"256": target["factors"]}  # taken from the cache, not searched anew
+
+
+def test_factors_for_a_declared_context_are_found_again(drope: Drope, tiny: str, tmp_path: Path) -> None:
+    [target] = drope("longrope2", tiny, "--context", "119", "--to", "2x", *SMALL)["targets"]
+    assert (target["target"], target["context"]) == (238, 119)
+    flags = ("--methods", "longrope2", "--lengths", "2x", *QUICK)
+    found = drope("compare", tiny, *flags, "--context", "119", "--out", tmp_path / "compare")
+    factors = [m["details"]["settings"]["factors"] for m in found["measurements"] if "settings" in m["details"]]
+    assert factors[0] == {"238": target["factors"]}
 
 
 @pytest.mark.parametrize("form", ["constant", "per_position", "per_head", "per_head_log", "scalable_softmax"])
@@ -51,7 +60,9 @@ def test_every_form_is_fitted_and_measured(drope: Drope, dropped: str, tmp_path:
     assert json.loads(fit.read_text()) == found
     measured = drope("evaluate", dropped, *QUICK, "--lengths", "2x", "--temperature", fit)["measurements"]
     assert {m["method"] for m in measured} == {"drope"}
-    assert all(m["details"]["settings"]["temperature"] == found["settings"] for m in measured)
+    whole = [m["details"] for m in measured if not {"depth", "position_start"} & m["details"].keys()]
+    assert whole
+    assert all(details["settings"]["temperature"] == found["settings"] for details in whole)
 
 
 def test_mixed_windows_train_a_control_and_write_a_stock_checkpoint(drope: Drope, tiny: str, tmp_path: Path) -> None:
@@ -75,6 +86,8 @@ def test_mixed_windows_train_a_control_and_write_a_stock_checkpoint(drope: Drope
     ("argv", "said"),
     [
         (("longrope2", "TINY", "--to", "1x"), "lengths above the model's context of 128"),
+        (("longrope2", "TINY", "--to", "2x", "--context", "129"), "1 to 128 tokens"),
+        (("longrope2", "TINY", "--to", "2x", "--context", "64", "--checkpoint", "X"), "without --context"),
         (("longrope2", "TINY", "--to", "2x", "--population", "1"), "population is 1"),
         (("longrope2", "TINY", "--to", "2x", "--mutation", "2"), "mutation is 2"),
         (("longrope2", "TINY", "--to", "2x", "--checkpoint", "TINY"), "--checkpoint"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
-from drope.commands.options import NO_GENERAL, NO_LOADING, Flag, GeneralFlags, LoadingFlags, Several, Tokens
+from drope.commands.options import NO_GENERAL, NO_LOADING, Flag, GeneralFlags, Length, LoadingFlags, Several, Tokens
 from drope.commands.output import facts, session, table
 from drope.errors import InputError
 from drope.quantities import format_count, parse_target
@@ -39,6 +39,8 @@ class Searching:
     ----------
     to
         Target lengths, such as 8x or 16k; each has factors of its own.
+    context
+        For the mechanics, as in compare: count this many tokens as the trained context. By default the model's own.
     population
         Candidates of a generation.
     generations
@@ -62,6 +64,7 @@ class Searching:
     """
 
     to: Annotated[tuple[str, ...], Several]
+    context: Length | None = None
     population: int = 64
     generations: int = 40
     mutation: float = 0.3
@@ -100,18 +103,25 @@ def longrope2(
     """
     with session(general) as output:
         from drope.files import write_json
-        from drope.models import load, load_config, rope_shape
+        from drope.models import declare_context, load, load_config, rope_shape
         from drope.search import SearchConfig, search_longrope2
 
-        settings = {f.name: getattr(searching, f.name) for f in fields(searching) if f.name != "to"}
+        settings = {f.name: getattr(searching, f.name) for f in fields(searching) if f.name not in ("to", "context")}
         config = SearchConfig(**settings)
         known = load_config(model, revision=loading.revision, trust_remote_code=loading.trust_remote_code)
+        if searching.context is not None:
+            declare_context(known, searching.context)
+            if checkpoint:
+                hint = "A context that was only declared is for measuring."
+                raise InputError("--checkpoint", str(checkpoint), "the model's own context, without --context", hint)
         context = rope_shape(known).context
         lengths = sorted({parse_target(text, context) for text in searching.to})
         if lengths[0] <= context:
             raise InputError("--to", lengths[0], f"lengths above the model's context of {context} tokens")
         _free(checkpoint, overwrite)
         loaded = load(model, **loading.options())
+        if searching.context is not None:
+            declare_context(loaded.model.config, searching.context)
         if loaded.tokenizer is None:
             raise InputError("model", model, "a checkpoint with a tokenizer")
         results = [search_longrope2(loaded.model, loaded.tokenizer, length, config) for length in lengths]

@@ -31,6 +31,7 @@ from drope.positions import Method
 from drope.quantities import format_count
 from drope.results import Measurement, Results, describe_run
 
+_PARTS = {"depth", "distance", "position_start"}  # details that make a row a part of another
 WINDOW = "sliding_window"  # the unchanged model, shown only its trained context
 
 
@@ -193,6 +194,9 @@ def _run_all(
 
     if others:
         measured += _run_harness(others, plan, config, context, folder, keys, scores)
+    for m in measured:
+        if _PARTS & m.details.keys():
+            m.details.pop("settings", None)  # the row of the whole has them
     return measured, hits, scores
 
 

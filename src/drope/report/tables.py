@@ -164,11 +164,12 @@ def _mean_table(results: Results) -> Table | None:
                 style,
             )
         )
+    unfair = {m.length for m in results.measurements if m.details.get("trained_context")}
     named = ", ".join(task_label(t).lower() for t in next(iter(tasks)))
     return Table(
         "Mean over tasks, success",
         "Method",
-        [_times(results)(n) for n in lengths],
+        [_times(results)(n) + ("*" if n in unfair else "") for n in lengths],
         rows,
         f"Unweighted mean of {named}.",
     )
