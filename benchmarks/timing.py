@@ -7,20 +7,29 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 
-def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    functions: Mapping[str, Callable[[], object]], rounds: int, warm_up: Callable[[], object] | None = None,
+    after: Callable[[dict[str, list[float]]], object] = lambda seconds: None,
+) -> dict[str, list[float]]:  # fmt: skip
     """CPU seconds of this process (all threads) for each function in each round, after one round that does not count.
+
+    `warm_up` runs in place of that first round; `after` sees what there is after each round, so that it can be kept.
 
     CPU time, since it leaves out the time that other processes had the core; with one thread on a quiet machine it is
     the wall-clock time.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for round_ in range(rounds + 1):
+    if warm_up is not None:
+        warm_up()
+    for round_ in range(0 if warm_up is None else 1, rounds + 1):
         for name, function in functions.items():
             begin = time.process_time()
             function()
             spent = time.process_time() - begin
             if round_:
                 seconds[name].append(spent)
+        if round_:
+            after(seconds)
     return seconds
 
 
