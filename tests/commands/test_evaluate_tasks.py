@@ -96,7 +96,9 @@ def test_an_end_loses_no_finished_sample(tiny, process, tmp_path, end):
     def logged() -> list[str]:
         return [line for log in (out / "samples").glob("*.jsonl") for line in log.read_text().splitlines()]
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # else a background job's child would ignore it
     first = process(*command)
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 600
     while len(logged()) < 4 and time.monotonic() < deadline:
         assert first.poll() is None, first.communicate()

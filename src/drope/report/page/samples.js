@@ -59,6 +59,7 @@
     draw();
   };
   for (const cell of document.querySelectorAll("details[data-cell]")) {
-    cell.addEventListener("toggle", () => browse(cell), { once: true });
+    if (cell.open) browse(cell);
+    else cell.addEventListener("toggle", () => browse(cell), { once: true });
   }
 })();
