@@ -6,7 +6,7 @@
 Variants, the same Llama shape, weights, batch and precision for all:
 
     ours                position-free Llama, loss over chunks of logits, no gradient checkpointing (drope.training)
-    ours-norotary       the same shape as SmolLM3 with no rotary layer: what leaving out the multiplication by cos 1 gives
+    ours-norotary       the same shape as SmolLM3 with no rotary layer: without the multiplication by cos 1
     ours-checkpointing  as ours, with gradient checkpointing: for when memory is what lacks
     authors             Trainer, multiplies by cos 1 and sin 0, joint QKNorm, gradient checkpointing, whole logits
     trainer             Trainer, plain fine-tuning: RoPE kept, whole logits, no gradient checkpointing
