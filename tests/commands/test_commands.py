@@ -93,6 +93,16 @@ def test_temperature_fits_and_keeps_the_fit(drope: Drope, dropped: str, tmp_path
     assert found["points"][0]["loss"] <= found["points"][0]["loss_without"]
 
 
+def test_temperature_counts_from_a_shorter_context_where_told_to(
+    drope: Drope, dropped: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ("--max-tokens", "256", "--tolerance", "0.5")
+    found = drope("temperature", dropped, "--context", "32", "--to", "2x", *quick)
+    assert (found["context"], [p["length"] for p in found["points"]]) == (32, [64])
+    assert main(["temperature", dropped, "--context", "256", "--to", "2x", *quick]) == 2
+    assert "1 to 128 tokens" in capsys.readouterr().err
+
+
 def test_evaluate_runs_the_methods_asked_for(drope: Drope, tiny: str, tmp_path: Path) -> None:
     out = tmp_path / "results"
     found = drope("evaluate", tiny, *QUICK, "--methods", "rope", "yarn", "--lengths", "2x", "--out", out)

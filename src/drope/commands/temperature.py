@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Group, Parameter
 
 from drope.commands.checkpoints import folded_beta
-from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, LoadingFlags, Pair, Several, Tokens
+from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, Length, LoadingFlags, Pair, Several, Tokens
 from drope.commands.output import facts, session, table
 from drope.errors import InputError
 from drope.quantities import format_count, parse_target
@@ -42,6 +42,8 @@ class Fitting:
     ----------
     to
         Target lengths, such as 8x or 16k.
+    context
+        Tokens that s counts from, for a model that was recalibrated at fewer than its own context.
     form
         log: β(s) = 1 + a·ln s over several lengths, as in the paper. For one length: constant β, per_position
         1 + a·ln(i/C), per_head (HeadScale), per_head_log 1 + a·ln s of each head, scalable_softmax s·ln n.
@@ -70,6 +72,7 @@ class Fitting:
     """
 
     to: Annotated[tuple[str, ...], Several]
+    context: Length | None = None
     form: Literal["log", "constant", "per_position", "per_head", "per_head_log", "scalable_softmax"] = "log"
     data: str = "stdlib:heldout"
     max_tokens: Tokens = 65536
@@ -104,7 +107,7 @@ def temperature(
     """
     with session(general) as output:
         from drope.files import write_json
-        from drope.models import is_position_free, load, rope_shape
+        from drope.models import declare_context, is_position_free, load, rope_shape
         from drope.temperature import fit, fit_form
         from drope.temperature.heads import Gradient
 
@@ -121,6 +124,8 @@ def temperature(
             raise InputError("model", model, "a checkpoint with a tokenizer")
         if not is_position_free(loaded.model):
             output.note(f"{model} rotates: β is fitted with its rotation in place, which is not what DroPE does.")
+        if fitting.context is not None:
+            declare_context(loaded.model.config, fitting.context)
         context = rope_shape(loaded.model.config).context
         lengths = [parse_target(text, context) for text in fitting.to]
         common: dict[str, Any] = {
