@@ -1,8 +1,11 @@
 """How many tokens each way of recalibrating needs, on the bundled model: every lever alone, and together.
 
-    python benchmarks/token_efficiency.py --out results/token-efficiency.json                   # all, one seed
-    python benchmarks/token_efficiency.py --levers paper fast --seeds 0 1 2 --out ...           # some, three seeds
-    python benchmarks/token_efficiency.py --out ... --plot docs/token_efficiency.svg --levers   # the curves alone
+    python benchmarks/token_efficiency.py --out results/token-efficiency.json    # every lever, one seed
+    python benchmarks/token_efficiency.py --out ... --levers control paper muon --seeds 0 1 2
+    python benchmarks/token_efficiency.py --out ... --levers --plot docs/token_efficiency.svg --page docs/x.md
+
+The last makes the curves and the table of the page from the file and trains nothing. On several cores: a process and
+a file for each, then `--levers --add FILE ...`.
 
 Every finished run is kept in the file at once, and none is run twice: the same command goes on after an interruption.
 All runs of a seed see the same blocks. A run's held-out loss is measured every tenth of it, on the same blocks for all
@@ -24,7 +27,8 @@ from typing import Any
 CONTEXT, SHARES = 128, (0.95, 0.99)
 TASKS = ("single", "multi_key", "multi_query", "multi_value")
 BETAS = (1.0, 1.25, 1.5)
-RATES = {"adamw": 6e-3, "muon": 4e-3}  # each the best of those tried, which are in the file
+_BEGIN, _END = "<!-- made from the results -->", "<!-- end -->"
+RATES = {"adamw": 2e-3, "muon": 2e-3}  # the best of those tried, which are in the file
 
 #: Settings of `RecalibrationConfig` that differ from the paper's (AdamW, cosine, nothing else). `norm` is QKNorm.
 LEVERS: dict[str, dict[str, Any]] = {
@@ -136,6 +140,10 @@ def measure(model: Any, tokenizer: Any, args: argparse.Namespace, rotates: bool)
     return {"answer_loss": answers, "prose_loss_4x": far, "success": success}
 
 
+def identity(run: dict[str, Any]) -> tuple[Any, ...]:
+    return run["lever"], run["seed"], run["tokens"], run["learning_rate"]
+
+
 def gap(run: dict[str, Any], runs: list[dict[str, Any]]) -> tuple[float, float] | None:
     """Losses of the dropped model before training and of the control after it, of the same seed and tokens."""
     control, dropped = same_as(run, "control", runs), same_as(run, "paper", runs)
@@ -146,7 +154,7 @@ def same_as(run: dict[str, Any], lever: str, runs: list[dict[str, Any]]) -> dict
     """The run of another lever, at its own rate, with the same seed and tokens."""
     rate = rate_of(lever)
     for r in runs:
-        if (r["lever"], r["learning_rate"], r["seed"], r["tokens"]) == (lever, rate, run["seed"], run["tokens"]):
+        if identity(r) == (lever, run["seed"], run["tokens"], rate):
             return r
     return None
 
@@ -205,6 +213,39 @@ def save(path: Path, found: dict[str, Any]) -> None:
     write_json(path, found | {"summary": summarise(found["runs"])})
 
 
+def table(found: dict[str, Any]) -> str:
+    """The summary in Markdown: means over seeds, and how far the seeds are apart."""
+
+    def show(values: list[float | None], form: str) -> str:
+        there = [v for v in values if v is not None]
+        if not there:
+            return "—"
+        missing = f" ({len(there)} of {len(values)})" if len(there) < len(values) else ""
+        apart = f" ± {format((max(there) - min(there)) / 2, form)}" if len(there) > 1 else ""
+        return format(statistics.fmean(there), form) + apart + missing
+
+    columns = [
+        ("held-out loss", "eval_loss", ".3f"), ("recovered", "recovered", ".0%"),
+        ("tokens to 95%", "tokens_to_95%", ",.0f"), ("tokens to 99%", "tokens_to_99%", ",.0f"),
+        ("share of the paper's tokens", "share_of_the_papers_tokens", ".2f"),
+        ("answers 1x", "answer_loss_128", ".2f"), ("2x", "answer_loss_256", ".2f"), ("4x", "answer_loss_512", ".2f"),
+        ("answered 1x", "success_128", ".2f"), ("2x", "success_256", ".2f"), ("4x", "success_512", ".2f"),
+    ]  # fmt: skip
+    lines = ["| lever | rate | tokens | seeds | " + " | ".join(title for title, *_ in columns) + " |"]
+    lines.append("|---" * (len(columns) + 4) + "|")
+    for row in sorted(found["summary"], key=lambda r: (r["tokens"], statistics.fmean(r["eval_loss"]))):
+        cells = [row["lever"], f"{row['learning_rate']:g}", f"{row['tokens']:,}", str(len(row["seeds"]))]
+        lines.append("| " + " | ".join(cells + [show(row[key], form) for _, key, form in columns]) + " |")
+    return "\n".join(lines)
+
+
+def fill(page: Path, found: dict[str, Any]) -> None:
+    """Put the table between the page's marks."""
+    head, rest = page.read_text(encoding="utf-8").split(_BEGIN)
+    tail = rest.split(_END)[1]
+    page.write_text(f"{head}{_BEGIN}\n{table(found)}\n{_END}{tail}", encoding="utf-8")
+
+
 def plot(found: dict[str, Any], path: Path) -> None:
     """Curves of the longest runs: held-out loss over tokens, a line a lever, its seeds' mean."""
     import matplotlib
@@ -255,7 +296,9 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=0, help="needle questions a task and length")
     parser.add_argument("--samples", type=int, default=16, help="questions whose answers' loss is measured, a length")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--add", nargs="+", type=Path, default=[], help="files of the same settings, to take runs from")
+    parser.add_argument("--plot", type=Path, help="SVG of the curves to write")
+    parser.add_argument("--page", type=Path, help="Markdown page whose table to write")
     args = parser.parse_args()
     import torch
 
@@ -265,16 +308,16 @@ def main() -> None:
     command = "python benchmarks/token_efficiency.py"
     found: dict[str, Any] = {"benchmark": "token_efficiency", "about": describe_run(command), "runs": []}
     found["settings"] = {k: v for k, v in vars(args).items() if k in ("model", "data", "batch_tokens", "samples")}
-    if args.out.exists():
-        kept = json.loads(args.out.read_text(encoding="utf-8"))
+    for path in [p for p in (args.out, *args.add) if p.exists()]:
+        kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["settings"] != found["settings"]:
-            raise SystemExit(f"{args.out} has runs of other settings: {kept['settings']}")
-        found["runs"] = kept["runs"]
+            raise SystemExit(f"{path} has runs of other settings: {kept['settings']}")
+        found["runs"] += [r for r in kept["runs"] if identity(r) not in map(identity, found["runs"])]
     for seed in args.seeds:
         for lever in args.levers:
             rate = args.learning_rate or rate_of(lever)
-            key = (lever, seed, args.tokens // args.batch_tokens * args.batch_tokens, rate)
-            if any((r["lever"], r["seed"], r["tokens"], r["learning_rate"]) == key for r in found["runs"]):
+            tokens = args.tokens // args.batch_tokens * args.batch_tokens
+            if (lever, seed, tokens, rate) in map(identity, found["runs"]):
                 continue
             run = train(lever, seed, args.tokens, rate, args)
             found["runs"].append(run)
@@ -283,8 +326,12 @@ def main() -> None:
             print(
                 f"{lever:40} {seed} {rate:.0e} {run['eval_loss']:.3f} {run['cpu_seconds']:.0f}s {answers}", flush=True
             )
+    save(args.out, found)
+    found["summary"] = summarise(found["runs"])
     if args.plot:
-        plot(json.loads(args.out.read_text(encoding="utf-8")), args.plot)
+        plot(found, args.plot)
+    if args.page:
+        fill(args.page, found)
 
 
 if __name__ == "__main__":
