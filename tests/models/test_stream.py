@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+from typing import Any
 
 import checkpoints
 import families
@@ -71,7 +72,8 @@ def test_streamed_gains_equal_those_in_memory(family, init, shard, tmp_path):
     expected, report = add_qk_norm(drop(load(tmp_path / "base").model), batches, init)
     norm = StreamedNorm(init, batches)
     out = convert(tmp_path / "base", tmp_path / "out", target_length=TARGET, qk_norm=norm, beta=BETA)
-    found, loading = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    found, loading = loaded
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
     assert all(file.name.startswith("model") for file in out.glob("*.safetensors")), "mlx-lm reads no others"
