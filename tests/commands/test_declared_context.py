@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,18 @@ def test_a_position_free_checkpoint_is_taken_at_its_word(drope: Drope, tiny: str
     drope("convert", tiny, "--to", "2x", "--out", tmp_path / "free")
     found = drope("evaluate", tmp_path / "free", *QUICK, "--lengths", "1x")
     assert "not_recalibrated" not in found["meta"]
+
+
+def test_models_that_were_not_trained_alike_are_named(drope: Drope, tiny: str, tmp_path: Path) -> None:
+    """As their drope.json tells: on none, on 1M and on as many."""
+    for name in ("long", "other"):
+        drope("convert", tiny, "--to", "2x", "--out", tmp_path / name)
+        record = tmp_path / name / "drope.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"tokens": 1_000_000}))
+    flags = ("--tasks", "none", "--documents", "1", "--perplexity-bins", "2", "--lengths", "1x", "--methods", "rope")
+    mixed = drope("compare", tiny, tmp_path / "long", *flags, "--out", tmp_path / "mixed")
+    assert mixed["meta"]["recalibrated_tokens"] == {"tiny-rope": 0, "long": 1_000_000}
+    assert "not matched: tiny-rope on none, long on 1M" in mixed["meta"]["notes"][0]
+    alike = drope("compare", tmp_path / "long", tmp_path / "other", *flags, "--out", tmp_path / "alike")
+    assert alike["meta"]["recalibrated_tokens"] == {"long": 1_000_000, "other": 1_000_000}
+    assert "notes" not in alike["meta"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from drope.commands.catalogue import choose, with_factors
-from drope.commands.checkpoints import folded_beta
+from drope.commands.checkpoints import folded_beta, recalibrated_tokens
 from drope.commands.options import Flag, Length, Loading, Several, Tokens
 from drope.errors import InputError
 from drope.quantities import parse_target
@@ -197,7 +197,7 @@ def entry(
     methods, fit = chosen.methods, fitted(temperature, source) if temperature and bare else None
     if isinstance(fit, Temperature):  # of position or head: part of the method
         methods, fit = [Tempered(method, fit) for method in methods], None
-    return Entry(loaded.model, loaded.tokenizer, methods, fit, trained), chosen.skipped
+    return Entry(loaded.model, loaded.tokenizer, methods, fit, trained, recalibrated_tokens(source)), chosen.skipped
 
 
 def _architecture(source: str, loading: Loading, context: int | None) -> Any:

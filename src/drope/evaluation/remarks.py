@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from drope.evaluation.server import Server
+from drope.quantities import format_tokens
 
 if TYPE_CHECKING:
     from drope.evaluation.run import Entry
@@ -14,8 +15,12 @@ if TYPE_CHECKING:
     Planned = Sequence[tuple[str, str, Entry, Method]]
 
 
+_ALIKE = 0.02  # tokens that differ by less are as many, as in the report
+
+
 def remarks(entries: Mapping[str, Entry], plan: Planned, context: int) -> dict[str, Any]:
-    """Fields for the meta of results: `notes` for people, `declared_context` and `not_recalibrated` for programs.
+    """Fields for the meta of results: `notes` for people; `declared_context`, `not_recalibrated` and
+    `recalibrated_tokens` for programs.
 
     Parameters
     ----------
@@ -34,7 +39,20 @@ def remarks(entries: Mapping[str, Entry], plan: Planned, context: int) -> dict[s
             f"Not recalibrated: {', '.join(labels)}. The weights were trained with a rotation that is taken out and "
             "have not been trained without it, so these rows are where recalibration starts, not what it ends with."
         )
+    tokens = {name: e.tokens for name, e in entries.items() if e.tokens is not None}
+    if len(tokens) > 1 and max(tokens.values()):
+        found["recalibrated_tokens"] = tokens
+        if min(tokens.values()) < (1 - _ALIKE) * max(tokens.values()):
+            notes.append(_unmatched(tokens))
     return found | ({"notes": notes} if notes else {})
+
+
+def _unmatched(tokens: Mapping[str, int]) -> str:
+    amounts = ", ".join(f"{name} on {format_tokens(n) if n else 'none'}" for name, n in tokens.items())
+    return (
+        f"Tokens of recalibration are not matched: {amounts}. Part of a difference between these models may be what "
+        "more training gives; a control trained alike (drope recalibrate --control) tells."
+    )
 
 
 def beyond_declared(entry: Entry, length: int, context: int) -> dict[str, int]:

@@ -46,6 +46,7 @@ class Entry:
     """One model and the methods to run on it. `temperature` gives β(length) to its position-free methods.
 
     trained : context in tokens that the weights were trained at, where `models.declare_context` declared less
+    tokens : that the weights were recalibrated on, to say where models are not compared at as many; None: not known
     key : identifies the weights in the cache; by default a hash of them all
     """
 
@@ -54,6 +55,7 @@ class Entry:
     methods: Sequence[Method]
     temperature: Temperature | None = None
     trained: int | None = None
+    tokens: int | None = None
     key: str | None = field(default=None, repr=False)
 
 
