@@ -90,8 +90,8 @@ def test_a_server(tiny, tmp_path, capsys):
 def test_an_end_loses_no_finished_sample(tiny, process, tmp_path, end):
     """A process of its own is ended amid its samples; the same command keeps every line and adds what is missing."""
     out = tmp_path / "out"
-    command = ["evaluate", tiny, "--tasks", "multi_key", "--lengths", "256", "--trials", "200", "--methods", "rope",
-               "--documents", "0", "--batch-tokens-eval", "512", "--out", out]  # fmt: skip
+    command = ["evaluate", tiny, "--tasks", "multi_key", "--lengths", "512", "--trials", "200", "--methods", "rope",
+               "--documents", "0", "--batch-tokens-eval", "1024", "--out", out]  # fmt: skip
 
     def logged() -> list[str]:
         return [line for log in (out / "samples").glob("*.jsonl") for line in log.read_text().splitlines()]
