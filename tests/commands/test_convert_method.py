@@ -98,3 +98,13 @@ def test_a_position_free_model_has_nothing_to_scale(
     drope("convert", tiny, "--to", "2x", "--out", tmp_path / "free")
     assert main(["convert", str(tmp_path / "free"), "--method", "pi", "--to", "4x", "--out", str(tmp_path / "x")]) == 2
     assert "no rotary positions to change" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_next_step_after_a_recalibrated_source_is_to_measure_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bundled:recalibrating", "--to", "4x", "--beta", "1.1", "--out", str(tmp_path / "out")]
+    assert main(["convert", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert "drope evaluate" in shown
+    assert "nothing has been trained" not in shown

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
-from drope.commands.checkpoints import add_norm
+from drope.commands.checkpoints import add_norm, recalibrated_tokens
 from drope.commands.options import NO_GENERAL, NO_LOADING, Flag, GeneralFlags, Loading, LoadingFlags, Tokens
 from drope.commands.output import facts, session
 from drope.quantities import format_count, parse_target
@@ -126,6 +126,8 @@ def convert(
 def _next_step(model: str, options: Conversion) -> str:
     from drope.positions import get
 
+    if options.method == "drope" and recalibrated_tokens(model):
+        return f"drope evaluate {options.out}"
     if options.method == "drope":
         return f"drope recalibrate {model} --data ... --tokens ... --out ...  (nothing has been trained yet)"
     if get(options.method).trained:

@@ -163,10 +163,10 @@ def _refuse_gguf(source: str | Path) -> None:
 
 
 def source_folder(source: str | Path, revision: str | None) -> Path:
-    from drope.models.load import bundled_folder
+    from drope.models.load import BUNDLED, bundled_folder
 
-    if str(source) == "bundled":
-        return bundled_folder()
+    if str(source) in BUNDLED:
+        return bundled_folder(str(source))
     path = Path(source).expanduser()
     if path.is_dir():
         return path

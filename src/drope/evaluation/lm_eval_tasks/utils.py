@@ -31,14 +31,13 @@ def dataset(
     from drope.errors import InputError
     from drope.evaluation.tasks import get_task
     from drope.evaluation.trials import Trials
+    from drope.models.load import BUNDLED, bundled_folder
 
     name = next((n for n in (tokenizer, pretrained, model) if isinstance(n, str) and n), None)
     if name is None:
         raise InputError("--metadata", "no tokenizer", 'a tokenizer to size prompts with: {"tokenizer": "org/model"}')
-    if name == "bundled":
-        from drope.models.load import bundled_folder
-
-        name = str(bundled_folder())
+    if name in BUNDLED:
+        name = str(bundled_folder(name))
     maker = Trials(AutoTokenizer.from_pretrained(name), sentences(haystack), seed=seed)
     lengths = [max_seq_lengths] if isinstance(max_seq_lengths, int) else list(max_seq_lengths)
     rows = [
