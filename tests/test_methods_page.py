@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from drope.positions import METHODS
 from drope.positions.temperatures import TEMPERATURES
+from drope.report import table
+from drope.results import Results
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 COLUMNS = ["idea", "formula", "training", "changes", "engines"]
@@ -41,3 +45,14 @@ def test_the_training_column_is_what_the_classes_say():
     for name, cls in METHODS.items():
         kind = "from scratch" if cls.from_scratch else "recalibrated" if cls.trained else "free"
         assert methods[name]["training"].startswith(kind)
+
+
+@pytest.mark.parametrize(
+    ("file", "titles"),
+    [("compare-bundled", ("Mean over tasks", "Perplexity")), ("compare-smollm2-135m", ("One needle",))],
+)
+def test_the_numbers_are_those_of_the_result_files(file, titles):
+    results = Results.load(PAGE.parents[1] / "results" / f"{file}.json")
+    blocks = [block for block in table(results).split("\n\n") if block.removeprefix("| ").startswith(titles)]
+    assert len(blocks) == len(titles)
+    assert all(block in PAGE.read_text(encoding="utf-8") for block in blocks)
