@@ -16,6 +16,12 @@ from typing import Any
 from drope.errors import DropeError, InputError
 
 
+def check_free(target: Path, overwrite: bool, field: str = "--out") -> None:
+    """Raise InputError where `target` exists and is not an empty folder, unless `overwrite`."""
+    if target.exists() and not overwrite and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(field, str(target), "a folder that does not exist yet", "Choose another, or pass --overwrite.")
+
+
 @contextmanager
 def new_folder(target: str | Path, overwrite: bool = False, field: str = "--out") -> Iterator[Path]:
     """Yield a temporary folder beside `target` that becomes `target` on success and vanishes on failure.
@@ -26,8 +32,7 @@ def new_folder(target: str | Path, overwrite: bool = False, field: str = "--out"
     DropeError : the disk is full
     """
     target = Path(target)
-    if target.exists() and not overwrite and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(field, str(target), "a folder that does not exist yet", "Choose another, or pass --overwrite.")
+    check_free(target, overwrite, field)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     temporary.chmod(0o755)  # mkdtemp makes it private; a checkpoint is not
@@ -72,8 +77,7 @@ def resumable_folder(target: str | Path, key: str, overwrite: bool = False, fiel
     nothing behind.
     """
     target = Path(target)
-    if target.exists() and not overwrite and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(field, str(target), "a folder that does not exist yet", "Choose another, or pass --overwrite.")
+    check_free(target, overwrite, field)
     temporary = target.parent / f".{target.name}.partial"
     if temporary.exists() and not _same_key(temporary / ".journal.json", key):
         shutil.rmtree(temporary)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from drope.errors import InputError
 from drope.files import fingerprint, write_json
+from drope.record import folded_beta, recalibrated_tokens
 
 if TYPE_CHECKING:
     from drope.evaluation import Entry, EvaluationConfig
@@ -173,7 +174,7 @@ def _recalibrated(loaded: Loaded, out: Path, config: ExtendConfig, loading: dict
     if config.continue_from:
         if not models.is_position_free(start):
             raise InputError("continue_from", config.continue_from, "a position-free checkpoint that drope wrote")
-        if (beta := _sidecar(config.continue_from).get("temperature", {}).get("beta", 1)) != 1:
+        if (beta := folded_beta(config.continue_from)) != 1:
             raise InputError(
                 "continue_from", config.continue_from, "a checkpoint whose temperature is 1",
                 f"This one has {beta:g} folded into its weights; take one that `drope recalibrate` wrote.",
@@ -301,14 +302,7 @@ def _tempered(fit: FormFit) -> Tempered:
 
 def _tokens(run: RecalibrationResult, config: ExtendConfig) -> int:
     """Tokens of recalibration in all: those of `continue_from` and those of this run."""
-    return run.tokens_seen + int(_sidecar(config.continue_from or "").get("tokens") or 0)
-
-
-def _sidecar(checkpoint: str) -> dict[str, Any]:
-    from drope.models.load import BUNDLED, bundled_folder
-
-    path = (bundled_folder(checkpoint) if checkpoint in BUNDLED else Path(checkpoint)) / "drope.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return run.tokens_seen + (recalibrated_tokens(config.continue_from) if config.continue_from else 0)
 
 
 def _shown(source: str) -> str:

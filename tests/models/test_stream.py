@@ -119,13 +119,19 @@ def test_a_stopped_conversion_goes_on_where_it_was(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
-def test_another_temperature_does_not_go_on_from_the_first(tmp_path, monkeypatch):
+def stopped_before_the_end(tmp_path, monkeypatch):
+    """A sharded checkpoint whose conversion to `out` was interrupted once its weights were written."""
     base = tmp_path / "base"
     checkpoints.write(base, shard="20KB")
     monkeypatch.setattr(conversion, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         convert(base, tmp_path / "out", target_length=TARGET, beta=BETA)
     monkeypatch.undo()
+    return base
+
+
+def test_another_temperature_does_not_go_on_from_the_first(tmp_path, monkeypatch):
+    base = stopped_before_the_end(tmp_path, monkeypatch)
     out = convert(base, tmp_path / "out", target_length=TARGET, beta=2.0)
     expected = convert(base, tmp_path / "expected", target_length=TARGET, beta=2.0)
     for file in expected.glob("*.safetensors"):
@@ -208,12 +214,7 @@ def test_a_full_disk_is_told_and_the_next_try_goes_on(tmp_path, monkeypatch):
 
 
 def test_a_finished_file_that_was_cut_off_since_is_written_again(tmp_path, monkeypatch):
-    base = tmp_path / "base"
-    checkpoints.write(base, shard="20KB")
-    monkeypatch.setattr(conversion, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        convert(base, tmp_path / "out", target_length=TARGET, beta=BETA)
-    monkeypatch.undo()
+    base = stopped_before_the_end(tmp_path, monkeypatch)
     partial = next(p for p in tmp_path.iterdir() if p.name.startswith("."))
     for file in partial.glob("*.safetensors"):
         if not any(file.samefile(other) for other in base.glob("*.safetensors")):

@@ -1,25 +1,20 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from drope import models
 from drope.errors import InputError
-from drope.training import RecalibrationConfig, recalibrate
+from drope.training import recalibrate
 from drope.training.matching import layer_outputs, mismatch
 from drope.training.norms import add_joint_norm
 
 
 @pytest.fixture
-def config(text):
-    def make(**changes) -> RecalibrationConfig:
-        settings = {
-            "data": str(text), "tokens": 12 * 128, "batch_tokens": 128, "learning_rate": 1e-2, "eval_blocks": 2,
-            "precision": "float32", "micro_batch": 4,
-        }  # fmt: skip
-        return RecalibrationConfig(**(settings | changes))
-
-    return make
+def config(small_run):
+    return partial(small_run, tokens=12 * 128)
 
 
 def weights(model):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -8,20 +9,12 @@ import torch
 from drope import models, positions
 from drope.commands import main
 from drope.errors import InputError
-from drope.training import RecalibrationConfig
 from drope.training.pretrain import fresh_model, pretrain
 
 
 @pytest.fixture
-def config(text):
-    def make(**changes) -> RecalibrationConfig:
-        settings = {
-            "data": str(text), "tokens": 24 * 128, "batch_tokens": 128, "learning_rate": 1e-2, "eval_blocks": 2,
-            "precision": "float32", "micro_batch": 4,
-        }  # fmt: skip
-        return RecalibrationConfig(**(settings | changes))
-
-    return make
+def config(small_run):
+    return partial(small_run, tokens=24 * 128)
 
 
 def blocks_seen(model):

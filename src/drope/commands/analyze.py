@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Group, Parameter
 
-from drope.commands.checkpoints import folded_beta
 from drope.commands.measuring import short_name
 from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, Loading, LoadingFlags, Several
 from drope.commands.output import facts, session, table
 from drope.errors import InputError
 from drope.quantities import parse_target
+from drope.record import folded_beta
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

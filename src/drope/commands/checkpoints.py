@@ -2,30 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
-
-
-def folded_beta(source: str) -> float:
-    """The temperature in the weights of a local checkpoint; 1 where nothing says otherwise."""
-    temperature = _record(source).get("temperature") or {}
-    return float(temperature.get("beta") or 1.0)
-
-
-def recalibrated_tokens(source: str) -> int:
-    """Tokens that a local checkpoint was recalibrated on, as its drope.json tells; 0 where nothing does."""
-    return int(_record(source).get("tokens") or 0)
-
-
-def _record(source: str) -> dict[str, Any]:
-    """The drope.json of a local checkpoint, or of a model that ships with drope; empty where there is none."""
-    from drope.models.load import BUNDLED, bundled_folder
-
-    folder = bundled_folder(source) if source in BUNDLED else Path(source).expanduser()
-    record = folder / "drope.json"
-    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
 
 
 def add_norm(

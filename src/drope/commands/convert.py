@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
-from drope.commands.checkpoints import add_norm, recalibrated_tokens
+from drope.commands.checkpoints import add_norm
 from drope.commands.options import NO_GENERAL, NO_LOADING, Flag, GeneralFlags, Loading, LoadingFlags, Tokens
 from drope.commands.output import facts, session
 from drope.quantities import format_count, parse_target
+from drope.record import recalibrated_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -143,6 +144,7 @@ def _under_method(model: str, config: Any, options: Conversion, loading: Loading
     from drope.commands.catalogue import Chosen, with_factors
     from drope.commands.measuring import short_name
     from drope.errors import InputError
+    from drope.files import check_free
     from drope.models import load, save, stock_config
     from drope.models.shape import rope_shape, stops_rotation
     from drope.positions import get
@@ -152,10 +154,7 @@ def _under_method(model: str, config: Any, options: Conversion, loading: Loading
         raise InputError("--qk-norm", "given", "--method drope", f"{method.label} leaves the weights as they are.")
     if stops_rotation(config):
         raise InputError("--method", method.name, "drope", f"{model} has no rotary positions to change.")
-    if options.out.exists() and not options.overwrite and not (options.out.is_dir() and not any(options.out.iterdir())):
-        raise InputError(
-            "--out", str(options.out), "a folder that does not exist yet", "Choose another, or pass --overwrite."
-        )
+    check_free(options.out, options.overwrite)
     context = rope_shape(config).context
     if target < context:
         raise InputError("--to", options.to, f"a length of at least the model's context, {context} tokens")

@@ -38,6 +38,22 @@ def wanted(nproc: int) -> bool:
     return nproc > 1 and "WORLD_SIZE" not in os.environ
 
 
+def handed_over(nproc: int) -> bool:
+    """Have N processes do this command, where they are asked for; whether they did.
+
+    Raises
+    ------
+    InputError : a number that this machine cannot run
+    SystemExit : one of them failed; its exit code
+    """
+    check(nproc)
+    if not wanted(nproc):
+        return False
+    if code := launch(nproc):
+        raise SystemExit(code)
+    return True
+
+
 def launch(nproc: int, command: Sequence[str] | None = None) -> int:
     """Start the processes, hand signals on, and wait; the exit code of the first that failed, or 0.
 

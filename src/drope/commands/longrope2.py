@@ -109,19 +109,16 @@ def longrope2(
         settings = {f.name: getattr(searching, f.name) for f in fields(searching) if f.name not in ("to", "context")}
         config = SearchConfig(**settings)
         known = load_config(model, revision=loading.revision, trust_remote_code=loading.trust_remote_code)
-        if searching.context is not None:
-            declare_context(known, searching.context)
-            if checkpoint:
-                hint = "A context that was only declared is for measuring."
-                raise InputError("--checkpoint", str(checkpoint), "the model's own context, without --context", hint)
+        if declare_context(known, searching.context) is not None and checkpoint:
+            hint = "A context that was only declared is for measuring."
+            raise InputError("--checkpoint", str(checkpoint), "the model's own context, without --context", hint)
         context = rope_shape(known).context
         lengths = sorted({parse_target(text, context) for text in searching.to})
         if lengths[0] <= context:
             raise InputError("--to", lengths[0], f"lengths above the model's context of {context} tokens")
         _free(checkpoint, overwrite)
         loaded = load(model, **loading.options())
-        if searching.context is not None:
-            declare_context(loaded.model.config, searching.context)
+        declare_context(loaded.model.config, searching.context)
         if loaded.tokenizer is None:
             raise InputError("model", model, "a checkpoint with a tokenizer")
         results = [search_longrope2(loaded.model, loaded.tokenizer, length, config) for length in lengths]

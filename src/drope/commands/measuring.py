@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from drope.commands.catalogue import choose, with_factors
-from drope.commands.checkpoints import folded_beta, recalibrated_tokens
 from drope.commands.options import Flag, Length, Loading, Several, Tokens
 from drope.errors import InputError
 from drope.quantities import parse_target
+from drope.record import folded_beta, recalibrated_tokens
 
 if TYPE_CHECKING:
     from drope.evaluation import Entry, EvaluationConfig
@@ -94,8 +94,7 @@ class Measuring:
         """The context that methods scale from, in tokens, for a model of this configuration: declared, or its own."""
         from drope.models import declare_context, rope_shape
 
-        if self.context is not None:
-            declare_context(config, self.context)
+        declare_context(config, self.context)
         return rope_shape(config).context
 
     def config(self, context: int, seed: int) -> EvaluationConfig:
@@ -182,14 +181,13 @@ def entry(
     from drope.positions.temperatures import Temperature, Tempered
 
     config = load_config(source, revision=loading.revision, trust_remote_code=loading.trust_remote_code)
-    trained = declare_context(config, context) if context is not None else None
+    trained = declare_context(config, context)
     architecture = partial(_architecture, source, loading, context)
     chosen = choose(source, config, rotating, lengths, free, architecture)
     if not chosen.methods:
         raise InputError("--methods", " ".join(rotating), "a method that this model can run", str(chosen.skipped))
     loaded = load(source, **loading.options())
-    if context is not None:
-        declare_context(loaded.model.config, context)
+    declare_context(loaded.model.config, context)
     if loaded.tokenizer is None:
         raise InputError("model", source, "a checkpoint with a tokenizer")
     bare = is_position_free(loaded.model)
@@ -205,8 +203,7 @@ def _architecture(source: str, loading: Loading, context: int | None) -> Any:
     from drope.models import declare_context, load
 
     model = load(source, **loading.options(), weights=False).model
-    if context is not None:
-        declare_context(model.config, context)
+    declare_context(model.config, context)
     return model
 
 

@@ -94,10 +94,7 @@ def pretrain(
         from drope.training.pretrain import fresh_model
         from drope.training.pretrain import pretrain as train
 
-        launching.check(pretraining.nproc)
-        if launching.wanted(pretraining.nproc):
-            if code := launching.launch(pretraining.nproc):
-                raise SystemExit(code)
+        if launching.handed_over(pretraining.nproc):
             return
         processes.set_device()
         config = recalibrating.config(seed)

@@ -107,10 +107,7 @@ def recalibrate(
         from drope.training import processes
         from drope.training import recalibrate as train
 
-        launching.check(run.nproc)
-        if launching.wanted(run.nproc):
-            if code := launching.launch(run.nproc):
-                raise SystemExit(code)
+        if launching.handed_over(run.nproc):
             return
         processes.set_device()
         if run.control and run.qk_norm:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
-from drope.commands.checkpoints import folded_beta
 from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, Length, LoadingFlags, Pair, Several, Tokens
 from drope.commands.output import facts, session, table
 from drope.errors import InputError
 from drope.quantities import format_count, parse_target
+from drope.record import folded_beta
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -124,8 +124,7 @@ def temperature(
             raise InputError("model", model, "a checkpoint with a tokenizer")
         if not is_position_free(loaded.model):
             output.note(f"{model} rotates: β is fitted with its rotation in place, which is not what DroPE does.")
-        if fitting.context is not None:
-            declare_context(loaded.model.config, fitting.context)
+        declare_context(loaded.model.config, fitting.context)
         context = rope_shape(loaded.model.config).context
         lengths = [parse_target(text, context) for text in fitting.to]
         common: dict[str, Any] = {

@@ -17,6 +17,7 @@ from drope.files import write_json
 from drope.models.encoding import FACTOR
 from drope.models.files import check_safetensors, weight_files
 from drope.models.stream import fold_edits, patch, refuse_missing
+from drope.record import folded_beta
 
 
 def ministral_refusal(config: Any) -> str | None:
@@ -51,9 +52,6 @@ def write_ministral(folder: Path, config: Any, out: Path, coefficient: float) ->
     if (reason := ministral_refusal(config)) is not None:
         raise UnsupportedModelError(f"{config.model_type!r} cannot be given a temperature by position: {reason}.")
     context = rope_shape(config).context
-    sidecar = folder / "drope.json"
-    record = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
-    folded = float((record.get("temperature") or {}).get("beta") or 1.0)
     rope = {
         "rope_type": "llama3", "rope_theta": float(config.rope_parameters["rope_theta"]), "factor": FACTOR,
         "low_freq_factor": float(context), "high_freq_factor": float(2 * context),
@@ -65,7 +63,7 @@ def write_ministral(folder: Path, config: Any, out: Path, coefficient: float) ->
         dtype=getattr(config, "dtype", None), architectures=["Ministral3ForCausalLM"],
     )  # fmt: skip
     files = weight_files(folder)
-    edits = fold_edits(config, 1 / folded)
+    edits = fold_edits(config, 1 / folded_beta(folder))
     refuse_missing(config, edits, files)
     for file in files:
         patch(file, out / file.name, {k: v for k, v in edits.items() if k in check_safetensors(file)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from drope.export.engines import Engine, engine
 from drope.files import new_folder, write_json, write_text
 from drope.models.card import model_card
 from drope.models.outliers import advice, weight_outliers
+from drope.record import read_record
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def export(
             _gguf(folder, config, temporary, precision, length, pre, kept)
         else:
             _stock(folder, config, temporary, name, target, length)
-        record = _record(folder) | {"engine": name}
+        record = read_record(folder) | {"engine": name}
         if length_temperature is not None:
             record["temperature"] = {"beta": 1.0, "length": length, "per_position": length_temperature}
         write_json(temporary / "drope.json", record)
@@ -144,11 +144,6 @@ def _refuse_output_bias(folder: Path, config: Any, name: str) -> None:
                     raise UnsupportedModelError(
                         f"{name}'s Qwen3 has no bias after attention and would leave out {key} in silence."
                     )
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    path = folder / "drope.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def readme(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drope.errors import DropeError, InputError, VerificationError
-from drope.files import fingerprint, resumable_folder, write_json, write_text
+from drope.files import check_free, fingerprint, resumable_folder, write_json, write_text
 from drope.models.card import model_card
 from drope.models.encoding import encode
 from drope.models.files import INDEX, check_safetensors, weight_files
@@ -20,6 +19,7 @@ from drope.models.released import facts, refuse_norms
 from drope.models.save import raise_tokenizer_limit, sidecar
 from drope.models.stream import fold_edits, patch, refuse_missing
 from drope.models.weights import Weights
+from drope.record import local_folder, read_record
 
 if TYPE_CHECKING:
     from drope.models.stream_norm import StreamedNorm
@@ -75,8 +75,7 @@ def convert(
 
     _refuse_gguf(source)
     out = Path(out)
-    if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError("--out", str(out), "a folder that does not exist yet", "Choose another, or pass --overwrite.")
+    check_free(out, overwrite)
     from drope.models.load import load_config
 
     config = load_config(source, revision=revision)
@@ -163,11 +162,7 @@ def _refuse_gguf(source: str | Path) -> None:
 
 
 def source_folder(source: str | Path, revision: str | None) -> Path:
-    from drope.models.load import BUNDLED, bundled_folder
-
-    if str(source) in BUNDLED:
-        return bundled_folder(str(source))
-    path = Path(source).expanduser()
+    path = local_folder(source)
     if path.is_dir():
         return path
     from huggingface_hub import snapshot_download
@@ -180,11 +175,11 @@ def source_folder(source: str | Path, revision: str | None) -> Path:
 
 def _earlier(folder: Path) -> dict[str, Any]:
     """What the drope.json of a source that is itself a conversion says, less what is decided anew."""
-    path = folder / "drope.json"
-    if not path.is_file():
-        return {}
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return {k: v for k, v in record.items() if k not in ("schema", "versions", "encoding", "context", "target_length")}
+    return {
+        k: v
+        for k, v in read_record(folder).items()
+        if k not in ("schema", "versions", "encoding", "context", "target_length")
+    }
 
 
 def side_files(folder: Path) -> list[Path]:

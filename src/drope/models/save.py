@@ -15,6 +15,7 @@ from drope.files import new_folder, write_json, write_text
 from drope.models.adapters import carries_adapter
 from drope.models.card import model_card
 from drope.models.encoding import Encoding, config_json, encode, softmax_scalings
+from drope.record import read_record
 
 if TYPE_CHECKING:
     import torch
@@ -173,8 +174,7 @@ def raise_tokenizer_limit(folder: Path, target_length: int) -> None:
 
 
 def _recorded_original(config: Any) -> dict[str, Any]:
-    path = Path(getattr(config, "_name_or_path", "") or ".") / "drope.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("original", {}) if path.is_file() else {}
+    return read_record(getattr(config, "_name_or_path", "") or ".").get("original", {})
 
 
 def shell(model: PreTrainedModel, encoded: Encoding, beta: float, kind: Any = None) -> PreTrainedModel:

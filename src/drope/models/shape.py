@@ -46,8 +46,9 @@ def rope_shape(config: PreTrainedConfig) -> RopeShape:
     return RopeShape(theta=theta, head_dim=rotated, context=int(context), layers=layers)
 
 
-def declare_context(config: PreTrainedConfig, tokens: int) -> int:
-    """Have a configuration count fewer tokens as C_train than it was trained at, and return the true number.
+def declare_context(config: PreTrainedConfig, tokens: int | None) -> int | None:
+    """Have a configuration count fewer tokens as C_train than it was trained at, and return the true number;
+    None leaves it as it is, and returns None.
 
     For the mechanics: methods then scale from `tokens`, so that short texts show what they do. The weights know longer
     distances, so nothing that is measured beyond `tokens` compares methods fairly.
@@ -56,6 +57,8 @@ def declare_context(config: PreTrainedConfig, tokens: int) -> int:
     ------
     InputError : less than one token, or more than the trained context
     """
+    if tokens is None:
+        return None
     own = rope_shape(config).context
     if isinstance(tokens, bool) or not isinstance(tokens, int) or not 1 <= tokens <= own:
         raise InputError("context", tokens, f"1 to {own} tokens, the context that the model was trained at")

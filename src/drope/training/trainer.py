@@ -115,7 +115,7 @@ class RecalibrationTrainer(Trainer):
         ids, trained = batch["input_ids"], batch["trained"]
         # transformers masks documents apart where positions begin again; without rotation they mean nothing else.
         apart = {} if self.eos is None else {"position_ids": document_positions(ids, self.eos)}
-        weighted = self._weighted(batch)
+        weighted = self._weighted(batch, apart)
         rows = _predictions(trained)
         matches = self.state.global_step < self.match_steps and model.training
         with contextlib.ExitStack() as stack:
@@ -158,12 +158,11 @@ class RecalibrationTrainer(Trainer):
             losses = losses._replace(loss=losses.loss + self.model.config.router_aux_loss_coef * balance)
         return losses
 
-    def _weighted(self, batch: Any) -> dict[str, Tensor]:
+    def _weighted(self, batch: Any, apart: dict[str, Tensor]) -> dict[str, Tensor]:
         """The mask that lets the student's contexts seem longer; the teacher sees them as they are."""
         if (copies := batch.get("log_copies")) is None:
             return {}
-        ids = batch["input_ids"]
-        documents = None if self.eos is None else (ids == self.eos).cumsum(1) - (ids == self.eos).long()
+        documents = (apart["position_ids"] == 0).cumsum(1) if apart else None
         return {"attention_mask": weighted_causal_mask(copies, self.autocast or self.model.dtype, documents)}
 
     def _whole_head(self) -> tuple[Tensor, Tensor | None] | None:
