@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Group, Parameter
 
+from drope.commands import typed
 from drope.commands.measuring import short_name
 from drope.commands.options import NO_GENERAL, NO_LOADING, GeneralFlags, Loading, LoadingFlags, Several
 from drope.commands.output import facts, session, table
@@ -77,16 +78,6 @@ class Analysing:
     text: str = "stdlib:heldout"
     along: Path | None = None
 
-    def flags(self) -> str:
-        """What was asked for beyond the defaults, as a command line would; of paths the last name."""
-        given = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}
-        words = []
-        for name, (value, default) in given.items():
-            if value != default:
-                values = value if isinstance(value, tuple) else (short_name(str(value)),)
-                words.append(f" --{name.replace('_', '-')} {' '.join(map(str, values))}")
-        return "".join(words)
-
     def config(self, context: int, seed: int) -> AnalysisConfig:
         """The analysis's own settings, for a model of this context in tokens."""
         from drope.analysis import AnalysisConfig
@@ -153,9 +144,8 @@ def analyze(
         started = time.perf_counter(), time.process_time()
         data = run(subject, config, run=analysing.along)
         spent = time.perf_counter() - started[0], time.process_time() - started[1]
-        other = f" --against {subject.against_name}" if against else ""
         times = {"seconds": round(spent[0], 1), "processor_seconds": round(spent[1], 1)}
-        data["meta"] = describe_run(f"drope analyze {subject.name}{other}{analysing.flags()}", seed) | times
+        data["meta"] = describe_run(typed.command(f"drope analyze {subject.name}"), seed) | times
         shown = summary(data)
         if out is not None:
             from drope.files import write_text

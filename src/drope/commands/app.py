@@ -71,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: an unexpected error, or a check that failed. 2: bad input or an error that the user can mend.
     130: interrupted.
     """
-    from drope.commands import launching
+    from drope.commands import typed
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    launching.arguments[:] = arguments
+    typed.arguments[:] = arguments
     try:
         build()(arguments)
         return 0

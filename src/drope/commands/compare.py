@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App
 
+from drope.commands import typed
 from drope.commands.catalogue import note_lines, skipped_lines
 from drope.commands.measuring import (
     NO_MEASURING,
@@ -101,8 +102,8 @@ def compare(
         labels = [m.name for e in entries.values() for m in e.methods]
         reference = "drope" if "drope" in labels else labels[0]
         results = run(
-            entries, config, out, context=context, reference=reference, command="drope compare " + " ".join(named),
-            skipped=skipped,
+            entries, config, out, context=context, reference=reference, skipped=skipped,
+            command=typed.command("drope compare " + " ".join(named)),
         )  # fmt: skip
         page = write(results, out / "report.html")
         output.result(

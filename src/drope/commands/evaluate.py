@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import App
 
+from drope.commands import typed
 from drope.commands.before_after import before_after
 from drope.commands.catalogue import note_lines, skipped_lines
 from drope.commands.measuring import (
@@ -113,7 +114,7 @@ def evaluate(
         reference = method_labels(entries)[-1 if against else 0]
         results = compare(
             entries, config, out or scratch, context=context, model_name=name, reference=reference,
-            command=f"drope evaluate {name}" + (f" --against {other}" if against else ""), skipped=skipped,
+            command=typed.command(f"drope evaluate {name}"), skipped=skipped,
         )  # fmt: skip
         where = f"Wrote {out / 'results.json'}" if out else "Nothing was kept: --out DIR keeps results and samples."
         lines: list[Any] = [*skipped_lines(skipped), *note_lines(results)]

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Group, Parameter
 
+from drope.commands import typed
 from drope.commands.measuring import NO_MEASURING, ROPE_METHODS, MeasuringFlags, short_name
 from drope.commands.options import NO_GENERAL, NO_LOADING, Flag, GeneralFlags, LoadingFlags, Several, Tokens
 from drope.commands.output import resumable, session
@@ -119,7 +120,12 @@ def extend(
             output.note(note)
         name = short_name(model)
         done = run(
-            model, extending.out, config, command=f"drope extend {name}", loading=loading.options(), say=output.note
+            model,
+            extending.out,
+            config,
+            command=typed.command(f"drope extend {name}"),
+            loading=loading.options(),
+            say=output.note,
         )
         output.result(
             {"results": asdict(done.results), "checkpoint": str(done.checkpoint), "report": str(done.report)},

@@ -10,9 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from drope.commands import typed
 from drope.errors import InputError
-
-arguments: list[str] = []  # of the command that runs, kept by `drope.commands.app.main`
 
 
 def check(nproc: int) -> None:
@@ -59,7 +58,7 @@ def launch(nproc: int, command: Sequence[str] | None = None) -> int:
 
     A failed process ends the others.
     """
-    command = command or [sys.executable, "-m", "drope", *arguments]
+    command = command or [sys.executable, "-m", "drope", *typed.arguments]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

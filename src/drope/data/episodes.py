@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from drope.data import needles as N
+from drope.data.keys import Keys
 
 # Share of blocks cut into that many equal episodes: short ones teach the lookup, full ones the distance.
 _EPISODES_PER_BLOCK = ((1, 0.6), (2, 0.4))
@@ -40,6 +41,7 @@ class Episodes:
         encoded = tokenizer([" " + s for s in sentences], add_special_tokens=False)["input_ids"]
         self.sentences: list[list[int]] = [ids for ids in encoded if ids]
         self.eos: int = tokenizer.eos_token_id
+        self.keys = Keys(tokenizer)
 
     def blocks(self, seed: int) -> Iterator[np.ndarray]:
         """Yield int32 arrays of shape (block,). The same seed gives the same stream."""
@@ -66,13 +68,23 @@ class Episodes:
         without positions can count from (Kazemnejad et al. 2023, arXiv 2305.19466).
         """
         while True:
-            pairs = _pairs(rng, rng.choice([1, 2, 3, 4, 4, 4, 5, 6]))  # drawn again if they do not fit
+            pairs = self._pairs(rng, rng.choice([1, 2, 3, 4, 4, 4, 5, 6]))  # drawn again if they do not fit
             needle_ids = self.encode([" " + N.NEEDLE.format(key=k, value=v) for k, v in pairs])
             rounds = self._rounds(rng, pairs, length - sum(map(len, needle_ids)) - 1)
             spare = length - 1 - sum(map(len, needle_ids)) - sum(map(len, rounds))
             if rounds and spare >= 0:
                 context = self.context(rng, needle_ids, spare)
                 return [(self.eos, PROSE)] + context + [t for r in rounds for t in r]
+
+    def _pairs(self, rng: random.Random, n: int) -> list[tuple[str, str]]:
+        """`n` (key, value) needles; in two of five episodes one key holds several values."""
+        values = N.distinct(N.random_number, n, rng)
+        repeated = rng.choice([2, 2, 2, 3, 4]) if n >= 2 and rng.random() < 0.4 else 1
+        repeated = min(repeated, n)
+        keys = self.keys.draw(n - repeated + 1, rng)
+        keys += [keys[0]] * (repeated - 1)
+        rng.shuffle(keys)
+        return list(zip(keys, values, strict=True))
 
     def _rounds(self, rng: random.Random, pairs: list[tuple[str, str]], budget: int) -> list[list[tuple[int, int]]]:
         """Different questions with answers while they fit; sometimes one only, as in the evaluation."""
@@ -109,17 +121,6 @@ class Episodes:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-
-
-def _pairs(rng: random.Random, n: int) -> list[tuple[str, str]]:
-    """`n` (key, value) needles; in two of five episodes one key holds several values."""
-    values = N.distinct(N.random_number, n, rng)
-    repeated = rng.choice([2, 2, 2, 3, 4]) if n >= 2 and rng.random() < 0.4 else 1
-    repeated = min(repeated, n)
-    keys = N.distinct(N.random_key, n - repeated + 1, rng)
-    keys += [keys[0]] * (repeated - 1)
-    rng.shuffle(keys)
-    return list(zip(keys, values, strict=True))
 
 
 def _question(rng: random.Random, pairs: list[tuple[str, str]]) -> tuple[str, str]:

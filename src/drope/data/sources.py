@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from drope.data import episodes, needles, stdlib
+from drope.data import episodes, keys, needles, stdlib
 from drope.errors import InputError
 
 FORMATS = (".txt", ".md", ".jsonl", ".jsonl.gz", ".parquet")
@@ -91,7 +91,7 @@ class EpisodeSource(Source):
         raise InputError("data", self.spec, "a source of documents here", "Episodes exist as packed blocks only.")
 
     def identity(self) -> dict[str, Any]:
-        return {"python": platform.python_version(), "code": [_code(m) for m in (episodes, needles, stdlib)]}
+        return {"python": platform.python_version(), "code": [_code(m) for m in (episodes, keys, needles, stdlib)]}
 
     def sentences(self, heldout: bool = False) -> list[str]:
         """The prose that hides the needles."""
