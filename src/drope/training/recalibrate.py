@@ -91,6 +91,7 @@ def recalibrate(
     DropeError : the disk is full, the loss diverges, memory does not suffice, or processes of one run differ
     """
     from drope.models.shape import stops_rotation
+    from drope.models.unrotated import unrotated
     from drope.training.plan import make_plan
     from drope.training.virtual_length import check_virtual_length
 
@@ -127,7 +128,7 @@ def recalibrate(
     processes.agreed(settings)
     run = processes.by_first(lambda: claim(out, settings, record))
 
-    with _borrowed(model, control, bool(config.fade), as_is), trained_part(model, config):
+    with _borrowed(model, control, bool(config.fade), as_is), trained_part(model, config), unrotated(model):
         eos = tokenizer.eos_token_id
         history = _train_through(model, config, plan, blocks, heldout, teacher, out, run, control, resume, eos)
         if is_sharded(model):
