@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-CONTEXT, SHARES = 128, (0.95, 0.99)
+CONTEXT, SHARES, EVAL_BLOCKS = 128, (0.95, 0.99), 64
 TASKS = ("single", "multi_key", "multi_query", "multi_value")
 BETAS = (1.0, 1.25, 1.5)
 _BEGIN, _END = "<!-- made from the results -->", "<!-- end -->"
@@ -56,6 +56,12 @@ LEVERS |= {
     "muon + distill + match": _ALL | {"match": 0.5},
     "muon + distill + match + virtual length": _ALL | {"match": 0.5, "virtual_length": 16.0},
     "muon + match + virtual length": {"optimizer": "muon", "match": 0.5, "virtual_length": 16.0},
+    "distill + match": {"distill": 0.7, "match": 0.5},
+    "muon + norm per head": {"optimizer": "muon", "norm": "per head"},
+    "muon + distill + virtual length": _ALL | {"virtual_length": 16.0},
+    "muon + virtual length": {"optimizer": "muon", "virtual_length": 16.0},
+    "distill alone": {"distill": 1.0},
+    "muon + distill alone": {"optimizer": "muon", "distill": 1.0},
 }
 
 
@@ -70,7 +76,7 @@ def train(lever: str, seed: int, tokens: int, rate: float, args: argparse.Namesp
     teacher = models.load(args.model).model if changes.get("distill") or changes.get("match") else None
     config = RecalibrationConfig(
         data=args.data, tokens=tokens, batch_tokens=args.batch_tokens, micro_batch=args.batch_tokens // CONTEXT,
-        learning_rate=rate, eval_blocks=32, eval_every=tokens // 10, save_every=tokens, precision="float32",
+        learning_rate=rate, eval_blocks=EVAL_BLOCKS, eval_every=tokens // 10, save_every=tokens, precision="float32",
         spike=0.0, seed=seed, **changes,
     )  # fmt: skip
     model = normed(loaded, norm, args.data)
@@ -175,6 +181,17 @@ def tokens_until(run: dict[str, Any], loss: float) -> float | None:
     return found
 
 
+def matched(run: dict[str, Any], runs: list[dict[str, Any]]) -> int | None:
+    """Tokens of the paper's recipe's longest run, of the same seed, whose loss at the end this run's end is not above.
+
+    Each is at the end of its own schedule, so this is the fair comparison of amounts.
+    """
+    papers = [
+        r for r in runs if (r["lever"], r["seed"], r["learning_rate"]) == ("paper", run["seed"], rate_of("paper"))
+    ]
+    return max((r["tokens"] for r in papers if run["eval_loss"] <= r["eval_loss"]), default=None)
+
+
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each lever and length of run: means over seeds, with each seed's own value."""
     rows = []
@@ -194,6 +211,7 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         until = [tokens_until(r, p["eval_loss"]) if p else None for r, p in zip(mine, papers, strict=True)]
         row["tokens_to_the_papers_loss"] = until
         row["share_of_the_papers_tokens"] = [t / row["tokens"] if t is not None else None for t in until]
+        row["paper_tokens_matched"] = [matched(r, runs) for r in mine]
         for length in mine[0]["answer_loss"]:
             row[f"answer_loss_{length}"] = [min(r["answer_loss"][length].values()) for r in mine]
             row[f"success_{length}"] = [mean_success(r, length) for r in mine]
@@ -228,6 +246,7 @@ def table(found: dict[str, Any]) -> str:
         ("held-out loss", "eval_loss", ".3f"), ("recovered", "recovered", ".0%"),
         ("tokens to 95%", "tokens_to_95%", ",.0f"), ("tokens to 99%", "tokens_to_99%", ",.0f"),
         ("share of the paper's tokens", "share_of_the_papers_tokens", ".2f"),
+        ("as good as the paper's with", "paper_tokens_matched", ",.0f"),
         ("answers 1x", "answer_loss_128", ".2f"), ("2x", "answer_loss_256", ".2f"), ("4x", "answer_loss_512", ".2f"),
         ("answered 1x", "success_128", ".2f"), ("2x", "success_256", ".2f"), ("4x", "success_512", ".2f"),
     ]  # fmt: skip
@@ -308,6 +327,7 @@ def main() -> None:
     command = "python benchmarks/token_efficiency.py"
     found: dict[str, Any] = {"benchmark": "token_efficiency", "about": describe_run(command), "runs": []}
     found["settings"] = {k: v for k, v in vars(args).items() if k in ("model", "data", "batch_tokens", "samples")}
+    found["settings"]["eval_blocks"] = EVAL_BLOCKS
     for path in [p for p in (args.out, *args.add) if p.exists()]:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["settings"] != found["settings"]:

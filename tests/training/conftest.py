@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import runs
 
@@ -35,3 +38,38 @@ def small_run(text):
         return RecalibrationConfig(**(settings | changes))
 
     return make
+
+
+@pytest.fixture
+def config(text):
+    """Settings of a run of 16 steps on the small text, with a checkpoint every four."""
+    from drope.training import RecalibrationConfig
+
+    def make(**changes):
+        settings = {
+            "data": str(text), "tokens": 16 * 4 * 32, "batch_tokens": 4 * 32, "learning_rate": 1e-2, "eval_blocks": 4,
+            "save_every": 4 * 4 * 32, "eval_every": 4 * 4 * 32, "precision": "float32", "micro_batch": 2,
+        }  # fmt: skip
+        return RecalibrationConfig(**(settings | changes))
+
+    return make
+
+
+@pytest.fixture
+def stopped_at(monkeypatch):
+    """Send ourselves a real signal during the given step, once."""
+    from drope.training.callbacks import StopCallback
+
+    def arrange(step: int, number: int = signal.SIGINT) -> None:
+        original = StopCallback.on_step_end
+        sent: list[int] = []
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == step and not sent:
+                sent.append(number)
+                os.kill(os.getpid(), number)
+            return original(self, args, state, control, **kwargs)
+
+        monkeypatch.setattr(StopCallback, "on_step_end", on_step_end)
+
+    return arrange

@@ -46,6 +46,17 @@ def write_counting(path: Path) -> Path:
     return path
 
 
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def same(a, b):
+    """Whether two such dictionaries agree to the bit."""
+    import torch
+
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
