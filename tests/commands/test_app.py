@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 
 import pytest
@@ -107,3 +110,19 @@ def test_every_registered_subcommand_resolves() -> None:
     app = build()
     for name in COMMANDS:
         assert app[name].default_command is not None
+
+
+def test_sigterm_leaves_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = []
+
+    def command(arguments: list[str]) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            left.append("in order")
+
+    monkeypatch.setattr("drope.commands.app.build", lambda: command)
+    assert main(["verify"]) == 130
+    assert left == ["in order"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -76,10 +77,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     typed.arguments[:] = arguments
     try:
-        build()(arguments)
+        with _sigterm_as_ctrl_c():
+            build()(arguments)
         return 0
     except (Exception, KeyboardInterrupt) as error:
         return _exit_code(error, verbose=not {"-v", "--verbose"}.isdisjoint(arguments))
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Leave on SIGTERM as on Ctrl-C, so that servers are stopped and temporary files go.
+
+    Recalibration listens by itself. One of several processes ends at once: it may be waiting for another.
+    """
+    import os
+    import signal
+    import threading
+
+    def leave(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    alone = "WORLD_SIZE" not in os.environ and threading.current_thread() is threading.main_thread()
+    mine = alone and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if mine:
+        signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _exit_code(error: BaseException, verbose: bool) -> int:
