@@ -45,6 +45,14 @@ def test_needles_are_marked(episodes):
     assert "special magic" in episodes.tokenizer.decode(ids[kinds == NEEDLE])
 
 
+def test_some_documents_begin_with_a_needle_as_a_text_does(episodes):
+    stream = episodes.blocks(seed=8)
+    blocks = [episodes.tokenizer.decode(next(stream)).split("<|endoftext|>") for _ in range(200)]
+    documents = [document for block in blocks for document in block if document]
+    share = sum(d.startswith("One of the special") for d in documents) / len(documents)
+    assert 0.3 < share < 0.6
+
+
 def test_words_of_needles():
     rng = random.Random(0)
     key, number = N.random_key(rng), N.random_number(rng)

@@ -22,6 +22,9 @@ _EPISODES_PER_BLOCK = ((1, 0.6), (2, 0.4))
 # Share of episodes with several questions that are asked in a few tokens, for more lookups per token.
 _BRIEF = 0.5
 
+# Share of episodes that begin with a needle, as a text begins: without the space that stands before it elsewhere.
+_OPENING = 0.5
+
 # What a token is for: prose and answers can be predicted; a needle's key and value are random.
 PROSE, NEEDLE, ANSWER = 0, 1, 2
 
@@ -69,11 +72,13 @@ class Episodes:
         """
         while True:
             pairs = self._pairs(rng, rng.choice([1, 2, 3, 4, 4, 4, 5, 6]))  # drawn again if they do not fit
-            needle_ids = self.encode([" " + N.NEEDLE.format(key=k, value=v) for k, v in pairs])
+            opening = rng.random() < _OPENING
+            sentences = [N.NEEDLE.format(key=k, value=v) for k, v in pairs]
+            needle_ids = self.encode([s if opening and s is sentences[0] else f" {s}" for s in sentences])
             rounds = self._rounds(rng, pairs, length - sum(map(len, needle_ids)) - 1)
             spare = length - 1 - sum(map(len, needle_ids)) - sum(map(len, rounds))
             if rounds and spare >= 0:
-                context = self.context(rng, needle_ids, spare)
+                context = self.context(rng, needle_ids, spare, opening)
                 return [(self.eos, PROSE)] + context + [t for r in rounds for t in r]
 
     def _pairs(self, rng: random.Random, n: int) -> list[tuple[str, str]]:
@@ -103,8 +108,13 @@ class Episodes:
             rounds.append([(t, NEEDLE) for t in question] + [(t, ANSWER) for t in answer])
         return rounds
 
-    def context(self, rng: random.Random, needle_ids: list[list[int]], spare: int) -> list[tuple[int, int]]:
-        """`spare` tokens of running prose with the needles between its sentences, as (token, kind) pairs."""
+    def context(
+        self, rng: random.Random, needle_ids: list[list[int]], spare: int, opening: bool = False
+    ) -> list[tuple[int, int]]:
+        """`spare` tokens of running prose with the needles between its sentences, as (token, kind) pairs.
+
+        opening : the first needle comes before everything else
+        """
         pieces: list[list[tuple[int, int]]] = []
         at = rng.randrange(len(self.sentences))
         while spare > 0:
@@ -115,6 +125,8 @@ class Episodes:
             pieces.append([(t, PROSE) for t in ids])
         pieces.reverse()
         slots = sorted(rng.randrange(len(pieces) + 1) for _ in needle_ids)
+        if opening:
+            slots[0] = 0
         for slot, ids in reversed(list(zip(slots, needle_ids, strict=True))):
             pieces.insert(slot, [(t, NEEDLE) for t in ids])
         return [t for piece in pieces for t in piece]
