@@ -4,6 +4,10 @@
 
 The run is warm-up, constant rate, linear cool-down. `touch DIR/cooldown` starts the cool-down early; a rerun of the
 same command continues from the last checkpoint. `log.jsonl` holds loss and in-range retrieval over time.
+
+The shipped model (`pretrain_log.jsonl`) had --tokens 16e6 with random keys alone, then, for what that had taught it
+(docs/log.md), --tokens 26e6 and from 22.5M on --tokens 28e6: look-alike keys from 16M on, documents that begin with a
+needle from 22.5M on. This file trains with all of it from the start, which was not tried.
 """
 
 from __future__ import annotations
