@@ -60,6 +60,10 @@ LEVERS |= {
     "muon + norm per head": {"optimizer": "muon", "norm": "per head"},
     "muon + distill + virtual length": _ALL | {"virtual_length": 16.0},
     "muon + virtual length": {"optimizer": "muon", "virtual_length": 16.0},
+    "match x10": {"match": 0.5, "match_weight": 10.0},
+    "match x10 throughout": {"match": 1.0, "match_weight": 10.0},
+    "distill + match x10": {"distill": 0.7, "match": 0.5, "match_weight": 10.0},
+    "distill + match x10 throughout": {"distill": 0.7, "match": 1.0, "match_weight": 10.0},
     "distill alone": {"distill": 1.0},
     "muon + distill alone": {"optimizer": "muon", "distill": 1.0},
 }

@@ -72,6 +72,8 @@ class Recalibrating:
         Let contexts seem up to this many times longer: spans count several times in attention, at no cost. 1: not.
     match
         Share of the run, at its beginning, that also minimises the distance from the original's hidden states.
+    match_weight
+        Weight of that distance.
     train
         all, or attention for the attention layers alone.
     lora
@@ -118,6 +120,7 @@ class Recalibrating:
     fade_share: Annotated[float | None, Value] = None
     virtual_length: float = 1.0
     match: float = 0.0
+    match_weight: float = 1.0
     train: Literal["all", "attention"] = "all"
     lora: int = 0
     on_divergence: Literal["stop", "rollback"] = "stop"

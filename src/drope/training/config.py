@@ -66,6 +66,7 @@ class RecalibrationConfig:
         `layers_top_first` and `layers_bottom_first` drop one layer after the other
     fade_share : share of the run over which it fades
     match : share of the run, at its beginning, that also minimises the distance from the original's hidden states
+    match_weight : of that distance, which is relative to the size of the states, in the objective
     train : `all`, or `attention` for the attention layers alone
     lora : rank of low-rank additions that are trained in place of the linear layers' weights, then merged; 0: none
     on_divergence : what to do when the loss is not finite or leaps: `stop`, or `rollback` to the last good checkpoint
@@ -111,6 +112,7 @@ class RecalibrationConfig:
     fade_share: float = 0.3
     text_field: str = "text"
     match: float = 0.0
+    match_weight: float = 1.0
     train: Part = "all"
     lora: int = 0
     on_divergence: OnDivergence = "stop"
@@ -138,6 +140,7 @@ class RecalibrationConfig:
         self._choices("on_divergence", OnDivergence)
         self._choices("train", Part)
         self._range("match", least=0, most=1)
+        self._range("match_weight", above=0)
         self._whole("lora", 0)
         self._whole("skip", 0)
         if self.lora and (self.train != "all" or self.fsdp):

@@ -29,10 +29,13 @@ def layer_outputs(model: PreTrainedModel) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def mismatch(student: list[Tensor], teacher: list[Tensor], rows: Tensor) -> Tensor:
-    """Squared distance of hidden states at the rows (N,) of (B T), relative to the teacher's size; mean over layers."""
+def mismatch(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    """Squared distance of hidden states (B, T, D), relative to the teacher's size; mean over layers.
+
+    Of all positions, also of those whose prediction is not trained: later ones attend to them.
+    """
     ratios = []
     for ours, theirs in zip(student, teacher, strict=True):
-        a, b = ours.flatten(0, 1)[rows].float(), theirs.flatten(0, 1)[rows].float()
+        a, b = ours.float(), theirs.float()
         ratios.append((a - b).square().sum() / b.square().sum().clamp_min(1e-12))
     return torch.stack(ratios).mean()

@@ -122,7 +122,7 @@ class RecalibrationTrainer(Trainer):
             caught = [stack.enter_context(layer_outputs(m)) for m in (self.model, self.teacher)] if matches else []
             losses = self._predicted_losses(model, ids, rows, apart, weighted, distill, bool(matches))
         if matches:
-            losses = losses._replace(loss=losses.loss + mismatch(caught[0], caught[1], rows))
+            losses = losses._replace(loss=losses.loss + self.config.match_weight * mismatch(*caught))
         return losses
 
     def _predicted_losses(
