@@ -28,7 +28,7 @@ CONTEXT, SHARES, EVAL_BLOCKS = 128, (0.95, 0.99), 64
 TASKS = ("single", "multi_key", "multi_query", "multi_value")
 BETAS = (1.0, 1.25, 1.5)
 _BEGIN, _END = "<!-- made from the results -->", "<!-- end -->"
-RATES = {"adamw": 2e-3, "muon": 2e-3}  # the best of those tried, which are in the file
+RATES = {"adamw": 4e-3, "muon": 8e-3}  # the best of those tried, which are in the file
 
 #: Settings of `RecalibrationConfig` that differ from the paper's (AdamW, cosine, nothing else). `norm` is QKNorm.
 LEVERS: dict[str, dict[str, Any]] = {
@@ -64,6 +64,10 @@ LEVERS |= {
     "match x10 throughout": {"match": 1.0, "match_weight": 10.0},
     "distill + match x10": {"distill": 0.7, "match": 0.5, "match_weight": 10.0},
     "distill + match x10 throughout": {"distill": 0.7, "match": 1.0, "match_weight": 10.0},
+    "distill + match x30 throughout": {"distill": 0.7, "match": 1.0, "match_weight": 30.0},
+    "muon + distill + match x10 throughout": _ALL | {"match": 1.0, "match_weight": 10.0},
+    "muon + match x10 throughout": {"optimizer": "muon", "match": 1.0, "match_weight": 10.0},
+    "muon + distill + match x10 + virtual length": _ALL | {"match": 1.0, "match_weight": 10.0, "virtual_length": 16.0},
     "distill alone": {"distill": 1.0},
     "muon + distill alone": {"optimizer": "muon", "distill": 1.0},
 }
