@@ -68,6 +68,24 @@ LEVERS |= {
     "muon + distill + match x10 throughout": _ALL | {"match": 1.0, "match_weight": 10.0},
     "muon + match x10 throughout": {"optimizer": "muon", "match": 1.0, "match_weight": 10.0},
     "muon + distill + match x10 + virtual length": _ALL | {"match": 1.0, "match_weight": 10.0, "virtual_length": 16.0},
+    "distill + match attention x10 throughout": {
+        "distill": 0.7,
+        "match": 1.0,
+        "match_weight": 10.0,
+        "match_states": "attention",
+    },
+    "distill + match both x10 throughout": {
+        "distill": 0.7,
+        "match": 1.0,
+        "match_weight": 10.0,
+        "match_states": "both",
+    },
+    "muon + distill + match both x10 throughout": _ALL
+    | {
+        "match": 1.0,
+        "match_weight": 10.0,
+        "match_states": "both",
+    },
     "distill alone": {"distill": 1.0},
     "muon + distill alone": {"optimizer": "muon", "distill": 1.0},
 }

@@ -8,7 +8,7 @@ import torch
 from drope import models
 from drope.errors import InputError
 from drope.training import recalibrate
-from drope.training.matching import layer_outputs, mismatch
+from drope.training.matching import mismatch, outputs_of
 from drope.training.norms import add_joint_norm
 
 
@@ -74,7 +74,7 @@ def test_matching_brings_the_hidden_states_near(make_model, tokenizer, config, t
     ids = torch.arange(1, 31)[None]
 
     def distance(model):
-        with layer_outputs(model) as ours, layer_outputs(original) as theirs, torch.no_grad():
+        with outputs_of(model, "layers") as ours, outputs_of(original, "layers") as theirs, torch.no_grad():
             model(input_ids=ids), original(input_ids=ids)
         direct = []
         for a, b in zip(ours, theirs, strict=True):
@@ -112,3 +112,24 @@ def test_bad_input(make_model, tokenizer, config, tmp_path):
         config(train="mlp")
     with pytest.raises(InputError, match="qk, q, k"):
         add_joint_norm(make_model(), "v")
+
+
+def test_matching_attention_brings_it_near(make_model, tokenizer, config, tmp_path):
+    ids = torch.arange(1, 31)[None]
+    original = make_model()
+
+    def distance(model):
+        with outputs_of(model, "attention") as ours, outputs_of(original, "attention") as theirs, torch.no_grad():
+            model(input_ids=ids), original(input_ids=ids)
+        assert len(ours) == model.config.num_hidden_layers
+        return mismatch(ours, theirs).item()
+
+    plain = recalibrate(make_model(), tokenizer, config(), tmp_path / "plain")
+    settings = config(match=1.0, match_weight=10.0, match_states="attention")
+    matched = recalibrate(make_model(), tokenizer, settings, tmp_path / "matched")
+    assert distance(matched.model) < distance(plain.model)
+    with outputs_of(original, "both") as found, torch.no_grad():
+        original(input_ids=ids)
+    assert len(found) == 2 * original.config.num_hidden_layers
+    with pytest.raises(InputError, match="match_states"):
+        config(match_states="logits")

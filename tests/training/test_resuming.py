@@ -15,7 +15,8 @@ from drope.training.callbacks import StopCallback
 
 RUNS = {
     "paper": {},
-    "fast": {**RECIPES["fast"], "fade_share": 0.5},
+    "fast": RECIPES["fast"],
+    "lowest first": {"optimizer": "muon", "distill": 0.7, "fade": "lowest_first", "fade_share": 0.5},
     "linear fade, wsd": {"fade": "linear", "fade_share": 0.8, "schedule": "wsd", "distill": 0.5, "temperature": 2.0},
 }
 

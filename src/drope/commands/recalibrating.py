@@ -65,15 +65,18 @@ class Recalibrating:
     distill_temperature
         Temperature of that divergence.
     fade
-        How the rotation goes: none (at once), by frequency or by layer. Default: none; fast: lowest_first.
+        How the rotation goes: none (at once), by frequency or by layer. Default: none.
     fade_share
         Share of the run over which it goes. Default: 0.3.
     virtual_length
         Let contexts seem up to this many times longer: spans count several times in attention, at no cost. 1: not.
     match
         Share of the run, at its beginning, that also minimises the distance from the original's hidden states.
+        Default: 0; fast: 1, all of it.
     match_weight
-        Weight of that distance.
+        Weight of that distance. Default: 1; fast: 10.
+    match_states
+        What is compared: the outputs of layers, of their attention, or both.
     train
         all, or attention for the attention layers alone.
     lora
@@ -119,8 +122,9 @@ class Recalibrating:
     fade: Annotated[Fading | None, Value] = None
     fade_share: Annotated[float | None, Value] = None
     virtual_length: float = 1.0
-    match: float = 0.0
-    match_weight: float = 1.0
+    match: Annotated[float | None, Value] = None
+    match_weight: Annotated[float | None, Value] = None
+    match_states: Literal["layers", "attention", "both"] = "layers"
     train: Literal["all", "attention"] = "all"
     lora: int = 0
     on_divergence: Literal["stop", "rollback"] = "stop"

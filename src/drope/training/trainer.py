@@ -20,7 +20,7 @@ from drope.errors import DropeError
 from drope.training import processes
 from drope.training.checkpoints import checkpoints, write_marker
 from drope.training.losses import Logits, Losses, chunked_loss, linear_head
-from drope.training.matching import layer_outputs, mismatch
+from drope.training.matching import mismatch, outputs_of
 from drope.training.optimizers import muon_adamw
 from drope.training.virtual_length import weighted_causal_mask
 
@@ -119,7 +119,8 @@ class RecalibrationTrainer(Trainer):
         rows = _predictions(trained)
         matches = self.state.global_step < self.match_steps and model.training
         with contextlib.ExitStack() as stack:
-            caught = [stack.enter_context(layer_outputs(m)) for m in (self.model, self.teacher)] if matches else []
+            pair = (self.model, self.teacher) if matches else ()
+            caught = [stack.enter_context(outputs_of(m, self.config.match_states)) for m in pair]
             losses = self._predicted_losses(model, ids, rows, apart, weighted, distill, bool(matches))
         if matches:
             losses = losses._replace(loss=losses.loss + self.config.match_weight * mismatch(*caught))
