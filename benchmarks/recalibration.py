@@ -5,8 +5,9 @@
 
 Variants, the same Llama shape, weights, batch and precision for all:
 
-    ours                position-free Llama, loss over chunks of logits, no gradient checkpointing (drope.training)
-    ours-norotary       the same shape as SmolLM3 with no rotary layer: without the multiplication by cos 1
+    ours                position-free Llama, no rotation computed, loss over chunks of logits, no gradient checkpointing
+    ours-compiled       as ours, each layer through torch.compile (needs a C++ compiler on a CPU)
+    ours-norotary       the same shape as SmolLM3 with no rotary layer
     ours-checkpointing  as ours, with gradient checkpointing: for when memory is what lacks
     authors             Trainer, multiplies by cos 1 and sin 0, joint QKNorm, gradient checkpointing, whole logits
     trainer             Trainer, plain fine-tuning: RoPE kept, whole logits, no gradient checkpointing
@@ -26,10 +27,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-VARIANTS = ("ours", "ours-norotary", "ours-checkpointing", "authors", "trainer")
+_LIVING = ExitStack()  # as long as the process
+VARIANTS = ("ours", "ours-compiled", "ours-norotary", "ours-checkpointing", "authors", "trainer")
 
 
 def build(variant: str, args: argparse.Namespace) -> Any:
@@ -37,6 +40,7 @@ def build(variant: str, args: argparse.Namespace) -> Any:
     from transformers import AutoModelForCausalLM, LlamaConfig, SmolLM3Config
 
     from drope import models
+    from drope.models.unrotated import unrotated
     from drope.training.norms import add_joint_norm
 
     shape = {
@@ -51,8 +55,13 @@ def build(variant: str, args: argparse.Namespace) -> Any:
     else:
         config = LlamaConfig(**shape)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(args.device)
-    if variant in ("ours", "ours-checkpointing", "authors"):
+    if variant in ("ours", "ours-compiled", "ours-checkpointing", "authors"):
         models.drop(model)
+    if variant in ("ours", "ours-compiled", "ours-checkpointing"):
+        _LIVING.enter_context(unrotated(model))  # as recalibration does
+    if variant == "ours-compiled":
+        for layer in model.model.layers:
+            layer.compile()
     return add_joint_norm(model) if variant == "authors" else model
 
 
