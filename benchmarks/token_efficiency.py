@@ -281,6 +281,7 @@ def table(found: dict[str, Any]) -> str:
         ("answers 1x", "answer_loss_128", ".2f"), ("2x", "answer_loss_256", ".2f"), ("4x", "answer_loss_512", ".2f"),
         ("answered 1x", "success_128", ".2f"), ("2x", "success_256", ".2f"), ("4x", "success_512", ".2f"),
     ]  # fmt: skip
+    columns = [c for c in columns if any(v is not None for row in found["summary"] for v in row[c[1]])]
     lines = ["| lever | rate | tokens | seeds | " + " | ".join(title for title, *_ in columns) + " |"]
     lines.append("|---" * (len(columns) + 4) + "|")
     for row in sorted(found["summary"], key=lambda r: (r["tokens"], statistics.fmean(r["eval_loss"]))):
@@ -297,15 +298,15 @@ def fill(page: Path, found: dict[str, Any]) -> None:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Curves of the longest runs: held-out loss over tokens, a line a lever, its seeds' mean."""
+    """Curves of the runs of the usual length: held-out loss over tokens, a line a lever, its seeds' mean."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot as plt
 
     matplotlib.rcParams["svg.hashsalt"] = "drope"
-    longest = max(r["tokens"] for r in found["runs"])
-    runs = [r for r in found["runs"] if r["tokens"] == longest and r["learning_rate"] == rate_of(r["lever"])]
+    usual = statistics.mode(r["tokens"] for r in found["runs"])
+    runs = [r for r in found["runs"] if r["tokens"] == usual and r["learning_rate"] == rate_of(r["lever"])]
     figure, (axis, bars) = plt.subplots(1, 2, figsize=(13, 5.5))
     levers = list(dict.fromkeys(r["lever"] for r in runs))
     for i, lever in enumerate(levers):
@@ -319,7 +320,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     axis.set(xlabel="tokens", ylabel="held-out loss (nats per token)", ylim=(2.7, 4.6),
              title="In-range loss along recalibration (number of seeds)")  # fmt: skip
     axis.legend(fontsize=7)
-    rows = [row for row in found["summary"] if row["tokens"] == longest and row["lever"] in levers
+    rows = [row for row in found["summary"] if row["tokens"] == usual and row["lever"] in levers
             and row["learning_rate"] == rate_of(row["lever"])]  # fmt: skip
     at = [key for key in rows[0] if key.startswith("answer_loss_")]
     for i, key in enumerate(at):
