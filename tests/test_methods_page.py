@@ -49,7 +49,7 @@ def test_the_training_column_is_what_the_classes_say():
 
 @pytest.mark.parametrize(
     ("file", "titles"),
-    [("compare-bundled", ("Mean over tasks", "Perplexity")), ("compare-smollm2-135m", ("One needle",))],
+    [("first-base-compare", ("Mean over tasks", "Perplexity")), ("compare-smollm2-135m", ("One needle",))],
 )
 def test_the_numbers_are_those_of_the_result_files(file, titles):
     results = Results.load(PAGE.parents[1] / "results" / f"{file}.json")
