@@ -7,7 +7,8 @@ same command continues from the last checkpoint. `log.jsonl` holds loss and in-r
 
 The shipped model (`pretrain_log.jsonl`) had --tokens 16e6 with random keys alone, then, for what that had taught it
 (docs/log.md), --tokens 26e6 and from 22.5M on --tokens 28e6: look-alike keys from 16M on, documents that begin with a
-needle from 22.5M on. This file trains with all of it from the start, which was not tried.
+needle from 22.5M on. All that had --theta 10000; then came --tokens 32e6 --threads 1 with --theta 500. This file trains
+with all of it from the start, which was not tried.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ TEXT_SHARE = 0.15
 SELECTED_SHARE = 45  # per cent of the tokens whose prediction is trained
 
 
-def model_config(vocab: int, eos: int, layers: int, width: int, heads: int, mlp: int) -> LlamaConfig:
+def model_config(vocab: int, eos: int, layers: int, width: int, heads: int, mlp: int, theta: float) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=vocab, hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=CONTEXT,
         tie_word_embeddings=True, bos_token_id=eos, eos_token_id=eos, initializer_range=0.02,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
     )  # fmt: skip
 
 
@@ -132,13 +133,18 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--mlp", type=int, default=256)
+    parser.add_argument(
+        "--theta", type=float, default=500.0, help="at 500 the longest wave is 17 contexts (Llama 2: 13, SmolLM: 23)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
     tok = AutoTokenizer.from_pretrained(args.tokenizer, model_max_length=1 << 30)
-    model = LlamaForCausalLM(model_config(len(tok), tok.eos_token_id, args.layers, args.width, args.heads, args.mlp))
+    model = LlamaForCausalLM(
+        model_config(len(tok), tok.eos_token_id, args.layers, args.width, args.heads, args.mlp, args.theta)
+    )
     print(f"{model.num_parameters() / 1e6:.2f}M parameters", flush=True)
     opts = optimizers(model, args.lr)
     text = text_blocks(tok)
