@@ -53,7 +53,7 @@ def test_the_folder_is_complete(tmp_path):
     provenance = {
         "source": "org/base",
         "tokens": 2_000_000,
-        "data": "0123abcd",
+        "data": {"spec": "books.txt", "fingerprint": "0123abcd"},
         "temperature": {"a": 0.2},
         "note": "extra",
     }
@@ -68,13 +68,15 @@ def test_the_folder_is_complete(tmp_path):
     record = json.loads((out / "drope.json").read_text())
     assert record["original"] == {"rope_parameters": original, "max_position_embeddings": families.CONTEXT}
     assert record["temperature"] == {"a": 0.2, "beta": BETA, "length": TARGET}
-    assert (record["tokens"], record["data"], record["note"]) == (2_000_000, "0123abcd", "extra")
+    assert (record["tokens"], record["data"], record["note"]) == (2_000_000, provenance["data"], "extra")
     assert record["context"] == families.CONTEXT
     assert set(record["versions"]) == {"drope", "transformers", "torch"}
     card_text = (out / "README.md").read_text()
     assert card_text.startswith("---\n")
     assert "base_model: org/base" in card_text
     assert "| length | success |" in card_text
+    assert "| data | books.txt |" in card_text
+    assert f"rope_theta {original['rope_theta']}" in card_text and "{'" not in card_text
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 

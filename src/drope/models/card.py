@@ -109,9 +109,9 @@ def _facts(provenance: Mapping[str, Any], original: Mapping[str, Any], context: 
         "source": provenance.get("source") or "not recorded",
         "method": provenance.get("method") or "drope",
         "recalibration": f"{provenance['tokens']:,} tokens" if provenance.get("tokens") else "none",
-        "data": provenance.get("data") or "",
+        "data": data.get("spec", "") if isinstance(data := provenance.get("data"), Mapping) else data or "",
         "trained context": f"{context:,} tokens",
-        "original rotation": original.get("rope_parameters") or "",
+        "original rotation": ", ".join(f"{k} {v}" for k, v in (original.get("rope_parameters") or {}).items()),
         "encoding": f"rope type {provenance['encoding']}",
         "versions": ", ".join(f"{k} {v}" for k, v in provenance["versions"].items()),
     }
