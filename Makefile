@@ -39,8 +39,18 @@ else
 	$(BIN)/drope extend --config recipes/demo.yaml --out out/demo $(ARGS)
 endif
 
-demo-full: $(STAMP)  ## the demo with the whole recalibration run
-	$(BIN)/drope extend --config recipes/demo-full.yaml --out out/demo-full $(ARGS)
+# Each part goes on where it was interrupted, and is not run again once its model is there.
+FULL := out/demo-full
+resume = $(if $(wildcard $(1)/run/recalibration.json),--resume)
+demo-full: $(FULL)/3/model/config.json  ## the demo after the whole recalibration, run here (an hour and a half on two cores)
+	$(BIN)/drope extend --config recipes/demo-full.yaml --continue-from $(FULL)/3/model --out $(FULL)/demo $(ARGS)
+
+$(FULL)/1/model/config.json: | $(STAMP)
+	$(BIN)/drope recalibrate --config recipes/bundled/recalibrate-1.yaml --out $(FULL)/1 $(call resume,$(FULL)/1)
+$(FULL)/2/model/config.json: $(FULL)/1/model/config.json
+	$(BIN)/drope recalibrate $(FULL)/1/model --config recipes/bundled/recalibrate-2.yaml --out $(FULL)/2 $(call resume,$(FULL)/2)
+$(FULL)/3/model/config.json: $(FULL)/2/model/config.json
+	$(BIN)/drope recalibrate $(FULL)/2/model --config recipes/bundled/recalibrate-3.yaml --out $(FULL)/3 $(call resume,$(FULL)/3)
 
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check .

@@ -76,7 +76,8 @@ def test_the_folder_is_complete(tmp_path):
     assert "base_model: org/base" in card_text
     assert "| length | success |" in card_text
     assert "| data | books.txt |" in card_text
-    assert f"rope_theta {original['rope_theta']}" in card_text and "{'" not in card_text
+    assert f"rope_theta {original['rope_theta']}" in card_text
+    assert "{'" not in card_text
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 

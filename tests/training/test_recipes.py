@@ -86,3 +86,18 @@ def test_a_recipe_at_its_own_size_is_a_plan(name):
     assert plan.steps == parse_tokens(raw["tokens"], "tokens") // raw["batch_tokens"] == RECIPES[name][2]
     expected = {"smollm-360m": 490, "smollm2-360m": 490, "smollm-1.7b": 311, "llama-2-7b": 311, "qwen3-0.6b": 67}
     assert plan.warmup_steps == expected[name]
+
+
+def test_the_bundled_models_recalibration_goes_on_part_by_part(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DROPE_CACHE", str(tmp_path / "cache"))
+    start = "bundled"
+    for part in (1, 2, 3):
+        out = tmp_path / str(part)
+        command = ["recalibrate", "--model", start, "--config", str(FOLDER / "bundled" / f"recalibrate-{part}.yaml")]
+        command += ["--tokens", "2048", "--batch-tokens", "1024", "--eval-blocks", "2", "--nproc", "1"]
+        assert main([*command, "--out", str(out), "--json"]) == 0, capsys.readouterr().err
+        assert json.loads(capsys.readouterr().out)["steps"] == 2
+        start = str(out / "model")
+    record = json.loads((Path(start) / "drope.json").read_text())
+    assert record["recalibration"]["virtual_length"] == 32
+    assert record["original"]["rope_parameters"]["rope_theta"] == 500
