@@ -6,7 +6,7 @@
 Variants, the same Llama shape, weights, batch and precision for all:
 
     ours                position-free Llama, no rotation computed, loss over chunks of logits, no gradient checkpointing
-    ours-compiled       as ours, each layer through torch.compile (needs a C++ compiler on a CPU)
+    ours-compiled       as ours with --compile: each layer through torch.compile (needs a C++ compiler on a CPU)
     ours-norotary       the same shape as SmolLM3 with no rotary layer
     ours-checkpointing  as ours, with gradient checkpointing: for when memory is what lacks
     authors             Trainer, multiplies by cos 1 and sin 0, joint QKNorm, gradient checkpointing, whole logits
@@ -41,6 +41,7 @@ def build(variant: str, args: argparse.Namespace) -> Any:
 
     from drope import models
     from drope.models.unrotated import unrotated
+    from drope.training.compiled import compiled
     from drope.training.norms import add_joint_norm
 
     shape = {
@@ -60,8 +61,7 @@ def build(variant: str, args: argparse.Namespace) -> Any:
     if variant in ("ours", "ours-compiled", "ours-checkpointing"):
         _LIVING.enter_context(unrotated(model))  # as recalibration does
     if variant == "ours-compiled":
-        for layer in model.model.layers:
-            layer.compile()
+        _LIVING.enter_context(compiled(model))
     return add_joint_norm(model) if variant == "authors" else model
 
 

@@ -43,6 +43,12 @@ def test_values_out_of_range_are_named(field, value, allowed):
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize("other", [{"match_states": "both"}, {"fade": "layers_top_first"}], ids=str)
+def test_layers_are_not_compiled_where_hooks_within_them_come_and_go(other):
+    with pytest.raises(InputError, match="compile is True; allowed: false with match_states"):
+        RecalibrationConfig(data="stdlib", tokens=1000, compile=True, **other)
+
+
 def test_training_arguments_must_exist_and_be_free():
     RecalibrationConfig(data="stdlib", tokens=1000, training_arguments={"dataloader_num_workers": 1})
     with pytest.raises(InputError, match=r"Did you mean .*torch_compile"):

@@ -81,6 +81,33 @@ def test_autocast_computes_in_its_dtype_and_gives_float32_gradients(few_rows):
     assert not torch.equal(found.loss, F.cross_entropy(hidden @ weight.T, targets))
 
 
+def test_a_target_whose_probability_is_no_float_has_its_loss_and_gradient():
+    logits = torch.tensor([[0.0, 300.0, 0.0], [1e4, 0.0, 1e4]], requires_grad=True)
+    targets = torch.tensor([0, 1])
+    found = chunked_loss(Logits(logits), targets)
+    found.loss.backward()
+    grad, logits.grad = logits.grad, None
+    expected = F.cross_entropy(logits, targets)
+    expected.backward()
+    torch.testing.assert_close(found.loss, expected)
+    torch.testing.assert_close(grad, logits.grad)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_seen(bad):
+    hidden = torch.randn(N, D)
+    hidden[3, 2] = bad
+    assert not chunked_loss(Logits(hidden, torch.randn(V, D)), torch.randint(V, (N,))).loss.isfinite()
+
+
+def test_nothing_to_predict_is_no_loss_and_no_gradient():
+    hidden, weight = torch.randn(0, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
+    found = chunked_loss(Logits(hidden, weight), torch.randint(V, (0,)))
+    found.loss.backward()
+    assert found.loss == 0
+    assert not weight.grad.any()
+
+
 def test_no_gradients_where_none_are_wanted():
     hidden, weight = torch.randn(N, D), torch.randn(V, D, requires_grad=True)
     with torch.no_grad():

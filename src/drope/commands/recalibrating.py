@@ -85,6 +85,8 @@ class Recalibrating:
         When the loss is not finite or leaps: stop, or rollback to the last good checkpoint and halve the rate.
     spike
         Nats per token above the last 50 steps that are a leap; 0: only what is not finite.
+    compile
+        Run each layer through torch.compile: faster steps after a slow first one; needs a C++ compiler or a GPU.
     fsdp
         Spread weights, gradients and optimizer over the GPUs (FSDP2), for models that do not fit on one.
     stream
@@ -129,6 +131,7 @@ class Recalibrating:
     lora: int = 0
     on_divergence: Literal["stop", "rollback"] = "stop"
     spike: float = 2.0
+    compile: Flag = False
     fsdp: bool = False
     stream: Flag = False
     bos: Flag = False

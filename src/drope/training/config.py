@@ -74,6 +74,7 @@ class RecalibrationConfig:
     on_divergence : what to do when the loss is not finite or leaps: `stop`, or `rollback` to the last good checkpoint
         and go on at half the rate, at most three times
     spike : nats per token above the loss of the last 50 steps that are a leap; 0: only what is not finite is one
+    compile : each decoder layer through `torch.compile`
     fsdp : spread weights, gradients and optimizer over the processes (FSDP2; accelerators only)
     skip : tokens of the text to leave out, because an earlier run has had them
     stream : read and tokenise while training, from the shards of a hub dataset or a folder; for corpora too large to
@@ -120,6 +121,7 @@ class RecalibrationConfig:
     lora: int = 0
     on_divergence: OnDivergence = "stop"
     spike: float = 2.0
+    compile: bool = False
     fsdp: bool = False
     skip: int = 0
     stream: bool = False
@@ -149,6 +151,9 @@ class RecalibrationConfig:
         self._whole("skip", 0)
         if self.lora and (self.train != "all" or self.fsdp):
             raise InputError("lora", self.lora, "0 with train=attention and with fsdp")
+        if self.compile and (self.match_states != "layers" or (self.fade or "").startswith("layers")):
+            # Hooks within a layer, which come and go from step to step, would not be seen.
+            raise InputError("compile", True, "false with match_states other than layers and with fades over layers")
         if self.fade is not None:
             self._choices("fade", Fade)
         if self.learning_rate is not None:

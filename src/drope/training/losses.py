@@ -78,7 +78,7 @@ class _Chunked(torch.autograd.Function):
                 grad_hidden = torch.empty_like(hidden)
                 grad_weight = None
                 if weight is not None and ctx.needs_input_grad[1]:
-                    grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+                    grad_weight = (torch.empty_like if n else torch.zeros_like)(weight, dtype=torch.float32)
                 grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
             entropy = hidden.new_zeros((), dtype=torch.float32)
             divergence = torch.zeros_like(entropy)
@@ -89,9 +89,13 @@ class _Chunked(torch.autograd.Function):
                 part = slice(start, start + rows)
                 logits = _logits(Logits(hidden, cast, bias), part, dtype, room[0])
                 target = targets[part, None]
-                log_p = torch.log_softmax(logits, -1, out=room[1, : len(logits)])
-                entropy -= log_p.gather(-1, target).sum()
-                if taught is not None:
+                if taught is None:
+                    # An exponential a chunk less than by log_softmax: log Σ exp is read off where p is largest.
+                    p = torch.softmax(logits, -1, out=room[1, : len(logits)])
+                    entropy += (logits.amax(-1) - p.amax(-1).log()).sub_(logits.gather(-1, target)[:, 0]).sum()
+                else:
+                    log_p = torch.log_softmax(logits, -1, out=room[1, : len(logits)])
+                    entropy -= log_p.gather(-1, target).sum()
                     soft_p = log_p if temperature == 1 else (logits / temperature).log_softmax(-1)
                     # The student's logits are not needed any more: their room is the teacher's.
                     scaled = _logits(taught, part, dtype, room[0]).div_(temperature)
@@ -102,7 +106,7 @@ class _Chunked(torch.autograd.Function):
                     continue
                 # d loss / d logits, times n: (1 - w) (p - onehot) + w T (softened p - q)
                 if taught is None:
-                    grad = log_p.exp_()
+                    grad = p
                 elif temperature == 1:
                     grad = log_p.exp_().sub_(q, alpha=distill)
                 else:
@@ -116,9 +120,11 @@ class _Chunked(torch.autograd.Function):
                 grad_hidden[part] = small @ cast
                 if grad_weight is not None:
                     if dtype == torch.float32:  # adds within the product: no second matrix of the weight's size
-                        grad_weight.addmm_(small.mT, hidden[part].to(dtype))
-                    else:
+                        grad_weight.addmm_(small.mT, hidden[part].to(dtype), beta=float(start > 0))
+                    elif start:
                         grad_weight += small.mT @ hidden[part].to(dtype)
+                    else:
+                        grad_weight.copy_(small.mT @ hidden[part].to(dtype))
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
             if differentiate:

@@ -11,7 +11,7 @@ Under `torchrun` or `accelerate launch` all processes call this alike, and the f
 from __future__ import annotations
 
 import json
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -92,6 +92,7 @@ def recalibrate(
     """
     from drope.models.shape import stops_rotation
     from drope.models.unrotated import unrotated
+    from drope.training.compiled import check_compile, compiled
     from drope.training.plan import make_plan
     from drope.training.virtual_length import check_virtual_length
 
@@ -106,6 +107,8 @@ def recalibrate(
     plan = make_plan(model, tokenizer, config, teacher, record, control)
     if config.virtual_length > 1 and not control:
         check_virtual_length(model, plan.context)
+    if config.compile:
+        check_compile(model)
     plan = replace(plan, micro_batch=min(processes.gathered(plan.micro_batch)))
     amount = plan.steps * plan.step_blocks * plan.context
     packing: dict[str, Any] = {"cache_dir": cache_dir, "seed": config.seed, "text_field": config.text_field}
@@ -128,7 +131,12 @@ def recalibrate(
     processes.agreed(settings)
     run = processes.by_first(lambda: claim(out, settings, record))
 
-    with _borrowed(model, control, bool(config.fade), as_is), trained_part(model, config), unrotated(model):
+    with ExitStack() as lasting:
+        lasting.enter_context(_borrowed(model, control, bool(config.fade), as_is))
+        lasting.enter_context(trained_part(model, config))
+        lasting.enter_context(unrotated(model))
+        if config.compile:
+            lasting.enter_context(compiled(model))
         eos = tokenizer.eos_token_id
         history = _train_through(model, config, plan, blocks, heldout, teacher, out, run, control, resume, eos)
         if is_sharded(model):
