@@ -67,6 +67,7 @@ LEVERS |= {
     "distill + match x10 throughout": {"distill": 0.7, "match": 1.0, "match_weight": 10.0},
     "distill + match x30 throughout": {"distill": 0.7, "match": 1.0, "match_weight": 30.0},
     "muon + distill + match x10 throughout": _ALL | {"match": 1.0, "match_weight": 10.0},
+    "muon + distill + match x10": _ALL | {"match": 0.5, "match_weight": 10.0},
     "muon + match x10 throughout": {"optimizer": "muon", "match": 1.0, "match_weight": 10.0},
     "muon + distill + match x10 + virtual length": _ALL | {"match": 1.0, "match_weight": 10.0, "virtual_length": 16.0},
     "distill + match attention x10 throughout": {
@@ -178,8 +179,14 @@ def identity(run: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def gap(run: dict[str, Any], runs: list[dict[str, Any]]) -> tuple[float, float] | None:
-    """Losses of the dropped model before training and of the control after it, of the same seed and tokens."""
-    control, dropped = same_as(run, "control", runs), same_as(run, "paper", runs)
+    """Losses of the dropped model before training and of the control after it, of the same seed.
+
+    The control is that of the same tokens, or else the longest: RoPE kept, more tokens hardly move it.
+    """
+    dropped = next((r for r in runs if (r["lever"], r["seed"]) == ("paper", run["seed"])), None)
+    longest = max((r for r in runs if (r["lever"], r["seed"]) == ("control", run["seed"])),
+                  key=lambda r: r["tokens"], default=None)  # fmt: skip
+    control = same_as(run, "control", runs) or longest
     return (dropped["curve"][0][1], control["eval_loss"]) if control and dropped else None
 
 
@@ -213,14 +220,15 @@ def tokens_until(run: dict[str, Any], loss: float) -> float | None:
 
 
 def matched(run: dict[str, Any], runs: list[dict[str, Any]]) -> int | None:
-    """Tokens of the paper's recipe's longest run, of the same seed, whose loss at the end this run's end is not above.
+    """Tokens of the longest run of the paper's recipe, same seed, whose loss at the end this run's end is not above.
 
-    Each is at the end of its own schedule, so this is the fair comparison of amounts.
+    Each is at the end of its own schedule, so this is the fair comparison of amounts. Of several rates the best counts.
     """
-    papers = [
-        r for r in runs if (r["lever"], r["seed"], r["learning_rate"]) == ("paper", run["seed"], rate_of("paper"))
-    ]
-    return max((r["tokens"] for r in papers if run["eval_loss"] <= r["eval_loss"]), default=None)
+    best: dict[int, float] = {}
+    for r in runs:
+        if (r["lever"], r["seed"]) == ("paper", run["seed"]):
+            best[r["tokens"]] = min(r["eval_loss"], best.get(r["tokens"], r["eval_loss"]))
+    return max((tokens for tokens, loss in best.items() if run["eval_loss"] <= loss), default=None)
 
 
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -364,6 +372,8 @@ def main() -> None:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["settings"] != found["settings"]:
             raise SystemExit(f"{path} has runs of other settings: {kept['settings']}")
+        if path == args.out:
+            found["about"] = kept["about"]  # of when it was begun
         found["runs"] += [r for r in kept["runs"] if identity(r) not in map(identity, found["runs"])]
     for seed in args.seeds:
         for lever in args.levers:

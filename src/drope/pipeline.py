@@ -184,7 +184,7 @@ def _recalibrated(loaded: Loaded, out: Path, config: ExtendConfig, loading: dict
         if not config.recalibration.fade:
             models.drop(start)
         start, _ = models.add_qk_norm(start, _batches(loaded, config), init=config.qk_norm_init)
-    teacher = loaded.model if config.recalibration.distill else None
+    teacher = loaded.model if settings.distill or settings.match else None
     folder = out / "recalibration"
     return recalibrate(start, loaded.tokenizer, settings, folder, resume=folder.exists(), teacher=teacher)
 
@@ -195,8 +195,8 @@ def _control(source: str, out: Path, config: ExtendConfig, loading: dict[str, An
 
     fresh = models.load(source, **loading)
     folder = out / "control"
-    plain = replace(config.recalibration, fade=None, distill=0.0)
-    return recalibrate(fresh.model, fresh.tokenizer, plain, folder, resume=folder.exists(), control=True)
+    settings = config.recalibration
+    return recalibrate(fresh.model, fresh.tokenizer, settings, folder, resume=folder.exists(), control=True)
 
 
 def _batches(loaded: Loaded, config: ExtendConfig) -> list:

@@ -188,20 +188,27 @@ def test_the_flags_are_those_of_the_training() -> None:
     ours = {f.name for f in fields(Recalibrating)} - {"recipe", "set", "distill_temperature"}
     others = {"training_arguments", "temperature", "seed", "mixed_window", "skip"}
     assert ours | others == {f.name for f in fields(RecalibrationConfig)}
-    assert Recalibrating("stdlib", 1000).config(0) == RecalibrationConfig("stdlib", 1000, **RECIPES["paper"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "taught", "recipe"),
+    [({}, True, "fast"), ({}, False, "paper"), ({"fsdp": True}, True, "paper"), ({"recipe": "paper"}, True, "paper"),
+     ({"recipe": "fast"}, False, "fast")],
+)  # fmt: skip
+def test_the_default_recipe_is_the_one_that_can_work(flags: dict, taught: bool, recipe: str) -> None:
+    changes = {k: v for k, v in flags.items() if k != "recipe"}
+    expected = RecalibrationConfig("stdlib", 1000, **RECIPES[recipe], **changes)
+    assert Recalibrating("stdlib", 1000, **flags).config(0, taught) == expected
 
 
 def test_a_recipe_gives_way_to_flags() -> None:
-    assert Recalibrating("stdlib", 1000, recipe="fast").config(0) == RecalibrationConfig(
-        "stdlib", 1000, **RECIPES["fast"]
-    )
     config = Recalibrating(
         "stdlib", 1000, recipe="fast", fade="none", distill=0.0, set=("dataloader_pin_memory=false",)
     )
-    assert config.config(0).fade is None
-    assert config.config(0).distill == 0
-    assert config.config(0).optimizer == RECIPES["fast"]["optimizer"]
-    assert config.config(0).training_arguments == {"dataloader_pin_memory": False}
+    assert config.config(0, taught=True).fade is None
+    assert config.config(0, taught=True).distill == 0
+    assert config.config(0, taught=True).optimizer == RECIPES["fast"]["optimizer"]
+    assert config.config(0, taught=True).training_arguments == {"dataloader_pin_memory": False}
 
 
 def test_recalibrate_writes_a_position_free_checkpoint(drope: Drope, tiny: str, tmp_path: Path) -> None:
@@ -211,7 +218,10 @@ def test_recalibrate_writes_a_position_free_checkpoint(drope: Drope, tiny: str, 
     from drope.models import is_position_free, load
 
     assert is_position_free(load(found["model"]).model)
-    assert str(tmp_path) not in (tmp_path / "out/model/drope.json").read_text()
+    record = (tmp_path / "out/model/drope.json").read_text()
+    assert str(tmp_path) not in record
+    settings = json.loads(record)["recalibration"]
+    assert (settings["optimizer"], settings["distill"], settings["match"]) == ("muon", 0.7, 1.0)
 
 
 def test_the_control_keeps_its_rotation(drope: Drope, tiny: str, tmp_path: Path) -> None:

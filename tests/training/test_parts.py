@@ -31,6 +31,15 @@ def test_attention_alone_changes_and_all_can_train_afterwards(make_model, tokeni
     assert result.history[-1]["eval_loss"] < result.history[0]["eval_loss"]
 
 
+def test_a_control_has_no_help_that_it_does_not_need(make_model, tokenizer, config, tmp_path):
+    helped = {"distill": 0.7, "match": 1.0, "fade": "linear", "virtual_length": 4}
+    plain = recalibrate(make_model(), tokenizer, config(), tmp_path / "plain", control=True)
+    given = recalibrate(make_model(), tokenizer, config(**helped), tmp_path / "given", control=True)
+    for (name, a), b in zip(plain.model.named_parameters(), given.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert given.history[-1]["objective"] == given.history[-1]["loss"]
+
+
 def test_low_rank_additions_are_merged(make_model, tokenizer, config, tmp_path):
     model = make_model()
     before = weights(model)

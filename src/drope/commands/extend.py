@@ -102,12 +102,14 @@ def extend(
     """
     with session(general) as output, resumable(extending.out):
         from drope.models import load_config, rope_shape
+        from drope.models.shape import stops_rotation
         from drope.pipeline import ExtendConfig
         from drope.pipeline import extend as run
         from drope.report import headline
 
-        recalibration = recalibrating.config(seed)
         source = load_config(model, revision=loading.revision, trust_remote_code=loading.trust_remote_code)
+        taught = extending.continue_from is None and not stops_rotation(source)
+        recalibration = recalibrating.config(seed, taught)
         context = recalibration.context or rope_shape(source).context
         config = ExtendConfig(
             parse_target(extending.to, context),

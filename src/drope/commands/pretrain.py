@@ -97,7 +97,7 @@ def pretrain(
         if launching.handed_over(pretraining.nproc):
             return
         processes.set_device()
-        config = recalibrating.config(seed)
+        config = recalibrating.config(seed, taught=False)
         if config.distill or config.fade or config.match:
             raise InputError("--recipe", "fast", "paper: a new model has no original to learn from, nor to fade")
         place: Any = {"revision": loading.revision, "trust_remote_code": loading.trust_remote_code}

@@ -25,10 +25,10 @@ app = App(
     name="recalibrate",
     help_epilogue="""Examples:
 
-  # the paper's recipe
+  # fewer tokens, helped by the original
   drope recalibrate org/model --data text/ --tokens 5B --out out/recalibrated
-  # fewer tokens: distilled from the original, the rotation faded out
-  drope recalibrate bundled --data stdlib --tokens 2M --recipe fast --out out/fast
+  # the paper's recipe
+  drope recalibrate org/model --data text/ --tokens 5B --recipe paper --out out/paper
   # the control: RoPE kept, the same tokens
   drope recalibrate org/model --data text/ --tokens 5B --control --out out/control
   # the control in LongRoPE2's way: mixed windows of 1x and 8x
@@ -104,6 +104,7 @@ def recalibrate(
     """
     with session(general) as output:
         from drope import models
+        from drope.models.shape import stops_rotation
         from drope.training import processes
         from drope.training import recalibrate as train
 
@@ -114,7 +115,9 @@ def recalibrate(
             raise InputError("--qk-norm", True, "no QKNorm with --control, which trains the model as it is")
         if run.mixed_window and not run.control:
             raise InputError("--mixed-window", run.mixed_window, "none without --control, which keeps the rotation")
-        config = recalibrating.config(seed)
+        place: Any = {"revision": loading.revision, "trust_remote_code": loading.trust_remote_code}
+        taught = not run.mixed_window and not stops_rotation(models.load_config(model, **place))
+        config = recalibrating.config(seed, taught)
         loaded = models.load(model, **loading.options())
         if loaded.tokenizer is None:
             raise InputError("model", model, "a checkpoint with a tokenizer")
@@ -126,7 +129,8 @@ def recalibrate(
             rescaled = config.mixed_window.method
         if not run.control and target <= context:
             raise InputError("--to", run.to, f"a length above the model's context of {context} tokens")
-        teacher = models.load(model, **loading.options()).model if config.distill and run.qk_norm else None
+        learns = (config.distill or config.match) and run.qk_norm and not run.control
+        teacher = models.load(model, **loading.options()).model if learns else None
         start: Any = loaded.model
         norm: dict[str, Any] = {}
         if run.qk_norm:

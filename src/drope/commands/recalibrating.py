@@ -29,7 +29,8 @@ class Recalibrating:
     tokens
         How much of it to train on, such as 500M or 5B.
     recipe
-        Defaults: paper as published, fast distils from the original and fades the rotation out.
+        paper as published, or fast: Muon, with the original's predictions and hidden states as further aims.
+        Default: fast; paper where no original can help (a position-free checkpoint) and with --fsdp.
     batch_tokens
         Tokens a step. Default: 1,048,576, or less so that there are 500 steps.
     context
@@ -103,7 +104,7 @@ class Recalibrating:
 
     data: str
     tokens: Tokens
-    recipe: Literal["paper", "fast"] = "paper"
+    recipe: Annotated[Literal["paper", "fast"] | None, Value] = None
     batch_tokens: Annotated[Tokens | None, Value] = None
     context: Annotated[Length | None, Value] = None
     learning_rate: Annotated[float | None, Value] = None
@@ -139,12 +140,17 @@ class Recalibrating:
     text_field: str = "text"
     set: Annotated[tuple[str, ...], Several] = ()
 
-    def config(self, seed: int) -> RecalibrationConfig:
-        """The training's own settings: the recipe's, under those given."""
+    def config(self, seed: int, taught: bool) -> RecalibrationConfig:
+        """The training's own settings: the recipe's, under those given.
+
+        Parameters
+        ----------
+        taught : whether there is an original to learn from, which the default recipe needs
+        """
         from drope.training import RECIPES, RecalibrationConfig
 
         given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        recipe = RECIPES[given.pop("recipe")]
+        recipe = RECIPES[given.pop("recipe") or ("fast" if taught and not self.fsdp else "paper")]
         given["temperature"] = given.pop("distill_temperature")
         given["training_arguments"] = parse_settings(given.pop("set"))
         if self.micro_batch != "auto":

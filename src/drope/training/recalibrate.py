@@ -79,7 +79,8 @@ def recalibrate(
     tokenizer : the model's
     out : folder of the run
     resume : go on from the last checkpoint in `out`, with the same data in the same order to the same weights
-    control : keep RoPE; everything else, the blocks included, is the same (under `config.mixed_window`, longer blocks)
+    control : keep RoPE; everything else, the blocks included, is the same (under `config.mixed_window`, longer blocks),
+        but for what helps a model that has lost its rotation: teacher, fade, virtual length
     teacher : what `config.distill` distils from; None: `model` as it is at the start, with its rotation
     as_is : leave the positions as they are, whatever they are (`drope.training.pretrain`)
     cache_dir : of packed blocks (see `drope.data.packing.pack`)
@@ -97,6 +98,8 @@ def recalibrate(
     from drope.training.virtual_length import check_virtual_length
 
     out = Path(out)
+    if control and config.mixed_window is None:
+        config = replace(config, distill=0.0, match=0.0, fade=None, virtual_length=1.0)
     processes.start(model.device)
     record = processes.by_first(lambda: read_record(out, resume))
     if config.fade and not control and stops_rotation(model.config):
