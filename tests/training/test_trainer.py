@@ -33,6 +33,24 @@ def test_the_loss_is_the_mean_over_the_tokens_to_predict(make_model, text, tmp_p
     assert losses.loss.item() == pytest.approx(((1 - distill) * entropy + distill * divergence).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("micro_batch", [1, 2, 5])
+def test_the_heldout_loss_is_that_of_the_tokens_however_they_are_split(make_model, text, tmp_path, micro_batch):
+    from datasets import Dataset
+
+    model, config = make_model(), RecalibrationConfig(data=str(text), tokens="1M")
+    ids, trained = torch.randint(64, (5, 16)), torch.rand(5, 16) < torch.tensor([[0.9], [0.1], [0.5], [0.0], [0.3]])
+    heldout = Dataset.from_dict({"input_ids": ids.numpy(), "trained": trained.numpy()}).with_format("torch")
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", per_device_train_batch_size=micro_batch
+    )
+    trainer = RecalibrationTrainer(
+        model=model, args=arguments, config=config, teacher=None, autocast=None, run="x", eval_dataset=heldout
+    )
+    labels = torch.where(trained, ids, -100)
+    expected = F.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_document_masks_make_each_document_stand_alone(make_model, text, tmp_path):
     from drope import models
 

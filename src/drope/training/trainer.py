@@ -195,14 +195,16 @@ class RecalibrationTrainer(Trainer):
         self.model.eval()
         if self.windows is not None:
             self.windows.rotate(rescaled=True)  # held-out blocks have the target's length
-        total = torch.zeros((), device=self.args.device, dtype=torch.float64)
+        total, count = torch.zeros(2, device=self.args.device, dtype=torch.float64)
         blocks = self.eval_dataset
         with torch.no_grad(), self._precision():
             for at in range(0, len(blocks), self.args.per_device_train_batch_size):
                 rows = blocks[at : at + self.args.per_device_train_batch_size]
                 batch = {name: column.to(self.args.device) for name, column in rows.items()}
-                total += self._losses(self.model, batch, distill=0.0).cross_entropy * len(batch["input_ids"])
-        metrics = {f"{metric_key_prefix}_loss": total.item() / len(blocks)}
+                tokens = _predicted(batch)
+                total += self._losses(self.model, batch, distill=0.0).cross_entropy * tokens
+                count += tokens
+        metrics = {f"{metric_key_prefix}_loss": total.item() / max(count.item(), 1)}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
