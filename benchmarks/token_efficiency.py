@@ -306,36 +306,39 @@ def fill(page: Path, found: dict[str, Any]) -> None:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Curves of the runs of the usual length: held-out loss over tokens, a line a lever, its seeds' mean."""
+    """Held-out loss over tokens, a line for each lever and length of run, its seeds' mean; and the loss of answers."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot as plt
 
     matplotlib.rcParams["svg.hashsalt"] = "drope"
-    usual = statistics.mode(r["tokens"] for r in found["runs"])
-    runs = [r for r in found["runs"] if r["tokens"] == usual and r["learning_rate"] == rate_of(r["lever"])]
+    rows = [row for row in found["summary"] if row["learning_rate"] == rate_of(row["lever"])]
+    rows.sort(key=lambda row: (row["tokens"], statistics.fmean(row["eval_loss"])))
+    lengths = sorted({row["tokens"] for row in rows})
     figure, (axis, bars) = plt.subplots(1, 2, figsize=(13, 5.5))
-    levers = list(dict.fromkeys(r["lever"] for r in runs))
-    for i, lever in enumerate(levers):
-        mine = [r["curve"] for r in runs if r["lever"] == lever]
-        tokens = [t for t, _ in mine[0]]
+    names, curves = [], []
+    for i, row in enumerate(rows):
+        of = (row["lever"], row["tokens"], row["learning_rate"])
+        mine = [r["curve"] for r in found["runs"] if (r["lever"], r["tokens"], r["learning_rate"]) == of]
+        tokens = [t / 1e6 for t, _ in mine[0]]
         losses = [statistics.fmean(c[k][1] for c in mine) for k in range(len(tokens))]
-        style: dict[str, Any] = {"color": "black", "linestyle": "--" if lever == "control" else "-", "linewidth": 2}
-        if lever not in ("control", "paper"):
-            style = {"color": plt.get_cmap("tab20")(i % 20), "linewidth": 1.2}
-        axis.plot(tokens, losses, label=f"{lever} ({len(mine)})", **style)
-    axis.set(xlabel="tokens", ylabel="held-out loss (nats per token)", ylim=(2.7, 4.6),
+        names.append(f"{row['lever']}, {row['tokens'] / 1e6:.2g}M ({len(mine)})")
+        curves.append(losses)
+        shade = "-" if row["tokens"] == lengths[-1] else "--"
+        style: dict[str, Any] = {"color": "black" if row["lever"] == "paper" else "gray", "linewidth": 2}
+        if row["lever"] not in ("control", "paper"):
+            style = {"color": plt.get_cmap("tab20")(i % 20), "linewidth": 1.4}
+        axis.plot(tokens, losses, shade, label=names[-1], **style)
+    least = min(map(min, curves))
+    axis.set(xlabel="million tokens", ylabel="held-out loss (nats per token)", ylim=(least - 0.05, least + 1.8),
              title="In-range loss along recalibration (number of seeds)")  # fmt: skip
     axis.legend(fontsize=7)
-    rows = [row for row in found["summary"] if row["tokens"] == usual and row["lever"] in levers
-            and row["learning_rate"] == rate_of(row["lever"])]  # fmt: skip
-    at = [key for key in rows[0] if key.startswith("answer_loss_")]
-    for i, key in enumerate(at):
+    for i, key in enumerate(key for key in rows[0] if key.startswith("answer_loss_")):
         means = [statistics.fmean(row[key]) for row in rows]
         bars.barh([k + 0.27 * (1 - i) for k in range(len(rows))], means, 0.25,
                   label=f"{int(key.removeprefix('answer_loss_')) // CONTEXT}x")  # fmt: skip
-    bars.set_yticks(range(len(rows)), [row["lever"] for row in rows], fontsize=7)
+    bars.set_yticks(range(len(rows)), names, fontsize=7)
     bars.invert_yaxis()
     bars.set(xlabel="loss of needle answers at the end (nats per token)", title="Retrieval in and beyond the context")
     bars.legend(fontsize=7)

@@ -30,7 +30,7 @@ class Recalibrating:
         How much of it to train on, such as 500M or 5B.
     recipe
         paper as published, or fast: Muon, with the original's predictions and hidden states as further aims.
-        Default: fast; paper where no original can help (a position-free checkpoint) and with --fsdp.
+        Default: fast; paper where no original can help (a position-free checkpoint), with --fsdp and with DeepSpeed.
     batch_tokens
         Tokens a step. Default: 1,048,576, or less so that there are 500 steps.
     context
@@ -150,7 +150,8 @@ class Recalibrating:
         from drope.training import RECIPES, RecalibrationConfig
 
         given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        recipe = RECIPES[given.pop("recipe") or ("fast" if taught and not self.fsdp else "paper")]
+        sharded = self.fsdp or any(setting.startswith(("fsdp", "deepspeed")) for setting in self.set)
+        recipe = RECIPES[given.pop("recipe") or ("fast" if taught and not sharded else "paper")]
         given["temperature"] = given.pop("distill_temperature")
         given["training_arguments"] = parse_settings(given.pop("set"))
         if self.micro_batch != "auto":
