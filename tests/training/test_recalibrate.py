@@ -95,7 +95,7 @@ def test_the_teacher_is_the_rotating_original_and_stays_as_it_is(make_model, tok
     assert first > 0
     assert first == implicit.history[0]["divergence"] == explicit.history[0]["objective"]
     assert same(before, weights(teacher))
-    rope = recalibrate(make_model(), tokenizer, settings, tmp_path / "c", control=True, teacher=teacher)
+    rope = recalibrate(make_model(), tokenizer, settings, tmp_path / "c", as_is=True, teacher=teacher)
     assert abs(rope.history[0]["divergence"]) < 1e-6  # the same function
 
 
